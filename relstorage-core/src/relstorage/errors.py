@@ -172,3 +172,7 @@ class PackError(RelStorageError):
 
 class MarkIncomplete(PackError):
     """There is no complete mark to sweep. Nothing was removed."""
+
+
+class UnreadableState(PackError):
+    """A data record is not a pickle that ZODB can read, so what it refers to is not known for certain."""

@@ -1,0 +1,65 @@
+"""One database as one process uses it: what its storages share.
+
+Storages come and go with ZODB's connections. They share the adapter, the state cache, the blob directory, the pool of store
+sessions and the supply of object ids, all of which this object owns.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from relstorage.database.oids import OidSupply
+from relstorage.database.sessions import SessionPool
+
+log = logging.getLogger(__name__)
+
+
+class Database:
+    """The parts that the storages of one process share. Closed with the last of them."""
+
+    def __init__(self, adapter: Any, *, cache: Any, blobs: Any, hooks: Any, options: Any, identity: Any):
+        self.adapter = adapter
+        self.statements = adapter.statements
+        self.cache = cache
+        #: A ``relstorage.blobs`` directory, or None without ``blob-dir``.
+        self.blobs = blobs
+        self.hooks = hooks
+        self.options = options
+        self.identity = identity
+        self.store_sessions = SessionPool(lambda: adapter.open_session("store"))
+        self.oids = OidSupply(self._reserve_oids)
+        self._users = 0
+        self._lock = threading.Lock()
+        self.closed = False
+
+    def _reserve_oids(self, count: int, at_least: int) -> range:
+        with self.store_sessions.session() as session:
+            return self.adapter.reserve_oids(session, count, at_least)
+
+    def open_load_session(self) -> Any:
+        """Return a session that a storage reads with for as long as it lives."""
+        return self.adapter.open_session("load")
+
+    def enter(self) -> None:
+        """Count one more storage."""
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Count one storage less."""
+        with self._lock:
+            self._users -= 1
+
+    def close(self) -> None:
+        """Release everything. Storages that are still open can no longer reach the database."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+        self.store_sessions.close()
+        if self.blobs is not None:
+            self.blobs.close()
+        self.adapter.close()
+        log.debug("Closed %s", self.adapter.name)

@@ -1,0 +1,269 @@
+"""What a commit stages, and the commit steps of a database whose write lock covers everything.
+
+Records wait in a ``Spool`` from ``store`` until vote: in memory, then in a file. ``DirectCommit`` suits an embedded database: vote
+takes the one write lock, looks for conflicts, and writes the records in place; finish is the COMMIT.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from enum import IntEnum
+from typing import Any, BinaryIO, NamedTuple
+
+from zope.interface import implementer
+
+from relstorage import ids
+from relstorage.errors import VoteReadConflictError
+from relstorage.interfaces import ICommitSteps
+from relstorage.sql import Statements
+
+BLOB_CHUNK_SIZE = 1 << 20
+
+
+class Kind(IntEnum):
+    """How a staged record becomes part of the database."""
+
+    STORE = 0  # checked against the base tid, conflicts are resolved
+    UNDO = 1  # checked against the base tid, a conflict is final
+    DELETE = 2  # checked against the base tid, removes the object
+    RESTORE = 3  # written as it is
+
+
+class Staged(NamedTuple):
+    """One staged record. ``base`` is the tid of the revision it was made from, 0 for a new object."""
+
+    oid: int
+    base: int
+    kind: Kind
+    state: bytes | None
+
+
+class Conflict(NamedTuple):
+    """A staged record that was not made from the current revision; ``tid`` is None if there is no such object."""
+
+    oid: int
+    base: int
+    tid: int | None
+    state: bytes | None
+
+
+class Verdict(NamedTuple):
+    """What a vote found. ``removed`` are the objects removed since the committing storage's view."""
+
+    conflicts: list[Conflict]
+    removed: frozenset[int]
+
+
+class Metadata(NamedTuple):
+    """What ZODB says of the transaction itself."""
+
+    username: bytes = b""
+    description: bytes = b""
+    extension: bytes = b""
+    packed: bool = False
+
+
+class _Slice(NamedTuple):
+    offset: int
+    length: int
+
+
+class Spool:
+    """The staged records by oid. States beyond ``limit`` bytes go to a temporary file."""
+
+    def __init__(self, limit: int = 10_000_000):
+        self._records: dict[int, tuple[int, Kind, bytes | _Slice | None]] = {}
+        self._limit = limit
+        self._held = 0
+        self._file: BinaryIO | None = None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, oid: int) -> bool:
+        return oid in self._records
+
+    def oids(self) -> list[int]:
+        """Return the oids in ascending order, the order in which rows are locked."""
+        return sorted(self._records)
+
+    def put(self, oid: int, base: int, kind: Kind, state: bytes | None) -> None:
+        """Stage a record; a later one for the same object replaces the earlier."""
+        kept: bytes | _Slice | None = state
+        if state is not None:
+            self._held += len(state)
+            if self._held > self._limit:
+                kept = self._spill(state)
+        self._records[oid] = (base, kind, kept)
+
+    def _spill(self, state: bytes) -> _Slice:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="relstorage-spool-")  # noqa: SIM115 (closed by close)
+        offset = self._file.seek(0, 2)
+        self._file.write(state)
+        return _Slice(offset, len(state))
+
+    def get(self, oid: int) -> Staged | None:
+        """Return the staged record of an object."""
+        record = self._records.get(oid)
+        return None if record is None else Staged(oid, record[0], record[1], self._state(record[2]))
+
+    def _state(self, kept: bytes | _Slice | None) -> bytes | None:
+        if isinstance(kept, _Slice):
+            assert self._file is not None
+            self._file.seek(kept.offset)
+            return self._file.read(kept.length)
+        return kept
+
+    def __iter__(self) -> Iterator[Staged]:
+        """Iterate in oid order."""
+        for oid, (base, kind, kept) in sorted(self._records.items()):
+            yield Staged(oid, base, kind, self._state(kept))
+
+    def bases(self) -> Iterator[tuple[int, int, Kind]]:
+        """Iterate over (oid, base, kind) in oid order without reading states."""
+        for oid, (base, kind, _) in sorted(self._records.items()):
+            yield oid, base, kind
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._records.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class StagedCommit:
+    """Everything that one transaction hands to the commit steps."""
+
+    def __init__(self, metadata: Metadata, view: int | None, tid: int | None = None):
+        self.metadata = metadata
+        #: The newest tid the committing storage has seen; None if it never polled.
+        self.view = view
+        #: The tid to commit with, for restoring; else set when chosen.
+        self.tid = tid
+        self.restoring = tid is not None
+        self.records = Spool()
+        #: oid -> tid that must still be current at the end of the transaction.
+        self.read_current: dict[int, int] = {}
+        #: (oid, path) of files whose bytes the database keeps.
+        self.blobs: list[tuple[int, str]] = []
+        #: oid -> tid of the revision whose blob the new revision gets.
+        self.blob_copies: dict[int, int] = {}
+
+    def close(self) -> None:
+        self.records.close()
+
+
+def _check_read_current(wanted: dict[int, int], current: dict[int, int]) -> None:
+    for oid, tid in wanted.items():
+        # A missing row is a conflict too: else a deletion slips in between the read and this commit.
+        if current.get(oid) != tid:
+            raise VoteReadConflictError(
+                oid=ids.to_bytes(oid), serials=(ids.to_bytes(current.get(oid, 0)), ids.to_bytes(tid))
+            )
+
+
+def find_conflicts(
+    commit: StagedCommit, current: dict[int, int], committed_state: Callable[[int], bytes | None]
+) -> list[Conflict]:
+    """Compare the staged records with the current tids and return the conflicts.
+
+    A first store of an object that exists is a conflict unless both states are the same; so is a change of one that does not exist.
+    Raise ``VoteReadConflictError`` if an object that was to stay as it was read has changed or gone.
+    """
+    _check_read_current(commit.read_current, current)
+    conflicts = []
+    for oid, base, kind in commit.records.bases():
+        if kind is Kind.RESTORE:
+            continue
+        tid = current.get(oid)
+        if tid == base or (tid is None and base == 0 and kind is not Kind.DELETE):
+            continue
+        state = committed_state(oid) if tid is not None else None
+        if base == 0 and tid is not None and kind is Kind.STORE:
+            staged = commit.records.get(oid)
+            if staged is not None and staged.state == state:
+                continue
+        conflicts.append(Conflict(oid, base, tid, state))
+    return conflicts
+
+
+def blob_chunks(path: str, size: int = BLOB_CHUNK_SIZE) -> Iterator[tuple[int, bytes]]:
+    """Iterate over (number, bytes) of a file; an empty file has one empty chunk."""
+    with open(path, "rb") as file:
+        number = 0
+        while (chunk := file.read(size)) or number == 0:
+            yield number, chunk
+            number += 1
+
+
+@implementer(ICommitSteps)
+class DirectCommit:
+    """Commit steps for a database with one write lock that is held from vote to finish."""
+
+    def __init__(self, statements: Statements, blob_chunk_size: int = BLOB_CHUNK_SIZE):
+        self._sql = statements
+        self._blob_chunk_size = blob_chunk_size
+
+    def vote(self, session: Any, commit: StagedCommit) -> Verdict:
+        session.begin_write()
+        oids = [oid for oid, _, kind in commit.records.bases() if kind is not Kind.RESTORE]
+        current = self._current_tids(session, [*oids, *commit.read_current])
+
+        def committed_state(oid: int) -> bytes | None:
+            row = session.row(self._sql.current_state, (oid,))
+            return None if row is None else row[0]
+
+        conflicts = find_conflicts(commit, current, committed_state)
+        removed: frozenset[int] = frozenset()
+        if commit.view is not None and not commit.restoring:
+            removed = frozenset(row[0] for row in session.rows(self._sql.removed_since, (commit.view,)))
+        return Verdict(conflicts, removed)
+
+    def _current_tids(self, session: Any, oids: list[int]) -> dict[int, int]:
+        if len(oids) == 1:
+            row = session.row(self._sql.current_tid, (oids[0],))
+            return {} if row is None else {oids[0]: row[0]}
+        return dict(session.rows(self._sql.current_tids, (oids,))) if oids else {}
+
+    def prepare(self, session: Any, commit: StagedCommit, resolved: Collection[int]) -> None:
+        sql = self._sql
+        newest = session.row(sql.newest_tid)[0]
+        if commit.tid is None:
+            commit.tid = ids.next_tid(newest)
+        tid = commit.tid
+        facts = commit.metadata
+        for step in sql.begin_transaction:
+            session.run(step, (tid, facts.packed, facts.username, facts.description, facts.extension))
+        oids = commit.records.oids()
+        if oids:
+            for step in sql.clear_blobs:
+                # A blob that a copy takes over must survive until then.
+                session.run(step, ([oid for oid in oids if oid not in commit.blob_copies],))
+        for step in sql.put_revision if commit.restoring else sql.put:
+            count = len(step.parameters)
+            session.run_many(step, ((r.oid, tid, r.state)[:count] for r in commit.records if r.state is not None))
+        for record in (r for r in commit.records if r.state is None):
+            for step in sql.remove:
+                session.run(step, step.fit((record.oid, tid)))
+        for oid, from_tid in commit.blob_copies.items():
+            session.run(sql.copy_blob, (oid, tid, from_tid))
+        for oid, path in commit.blobs:
+            for number, chunk in blob_chunks(path, self._blob_chunk_size):
+                session.run(sql.put_blob_chunk, (oid, tid, number, chunk))
+        if commit.restoring and tid <= newest:
+            # Polls ask for larger tids only, so they would never see this one: tell them that everything may have changed.
+            session.run(sql.note_removed, (-1, ids.next_tid(newest)))
+
+    def finish(self, session: Any, commit: StagedCommit, before_commit: Callable[[int], None] | None = None) -> int:
+        assert commit.tid is not None
+        if before_commit is not None:
+            before_commit(commit.tid)
+        session.commit()
+        return commit.tid
+
+    def lock_and_choose_tid(self, session: Any) -> int:
+        session.begin_write()
+        return ids.next_tid(session.row(self._sql.newest_tid)[0])

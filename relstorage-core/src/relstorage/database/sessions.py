@@ -1,0 +1,52 @@
+"""A pool of store sessions: the one used last is handed out first, a lost one is closed instead of kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class SessionPool:
+    """Sessions of one role, shared by the threads of a process."""
+
+    def __init__(self, open_session: Callable[[], Any], keep: int = 8):
+        self._open = open_session
+        self._keep = keep
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def take(self) -> Any:
+        """Return a session that nobody else uses, opening one if none is idle."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return self._open()
+
+    def give_back(self, session: Any) -> None:
+        """Return a session, whose transaction is rolled back if it is still in one. Never raise."""
+        session.rollback()
+        with self._lock:
+            if not session.lost and not self._closed and len(self._idle) < self._keep:
+                self._idle.append(session)
+                return
+        session.close()
+
+    @contextmanager
+    def session(self) -> Iterator[Any]:
+        """Use a session for the length of a block."""
+        session = self.take()
+        try:
+            yield session
+        finally:
+            self.give_back(session)
+
+    def close(self) -> None:
+        """Close what is idle, and what is given back later."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.close()

@@ -1,0 +1,81 @@
+"""What a backend's adapter offers: sessions, statements, schema, commit, object ids, locks."""
+
+from __future__ import annotations
+
+from zope.interface import Attribute, Interface
+
+
+class IAdapter(Interface):
+    """One database, opened through one driver, with one history mode. Shared by all threads of a process."""
+
+    name = Attribute("What identifies the database in logs and sort keys. Never holds a password.")
+    backend = Attribute("The backend's name")
+    driver = Attribute("The driver's name")
+    keep_history = Attribute("True if all revisions are kept until packed")
+    statements = Attribute("The ``relstorage.sql.Statements`` of the dialect and history mode")
+    schema = Attribute("An ISchema")
+    commit_steps = Attribute("An ICommitSteps")
+
+    def open_session(role):
+        """Return a new ISession in the role 'load', 'store' or 'pack'."""
+
+    def reserve_oids(session, count, at_least=0):
+        """Set a range of object ids aside that nobody else gets, and make that durable.
+
+        Every id returned is larger than any stored or reserved before, and larger than ``at_least``.
+        Must not be called within a transaction of ``session``. Return a ``range``.
+        """
+
+    def pack_lock(timeout):
+        """Return a context manager that holds the database-wide pack lock.
+
+        It raises ``UnableToAcquirePackUndoLockError`` when another process holds it for longer than ``timeout`` seconds.
+        The lock vanishes with the process that holds it.
+        """
+
+    def size():
+        """Return the approximate size of the database in bytes."""
+
+    def close():
+        """Release everything; the adapter is not used afterwards."""
+
+
+class ISchema(Interface):
+    """Detects, creates, migrates and verifies the tables."""
+
+    def prepare(create):
+        """Bring the database to the newest schema and return its identity, a ``relstorage.database.schema.Identity``.
+
+        Detect the layout first. Raise a ``LayoutError`` and change nothing if it is not a database of the adapter's
+        history mode. With ``create`` false change nothing at all, and raise if a change would be needed.
+        """
+
+    def zap(session):
+        """Remove every row of data within the session's write transaction, keeping tables and identity."""
+
+
+class ICommitSteps(Interface):
+    """The part of a commit that talks to the database. Stateless; the session holds the transaction."""
+
+    def vote(session, commit):
+        """Send what the commit staged, lock the objects, and say what stands against it.
+
+        ``commit`` is a ``relstorage.database.commit.StagedCommit``; the result is a ``Verdict`` of that module. Raise
+        ``VoteReadConflictError`` when an object that must be current is not, and a ``LockError`` when locks cannot be had.
+        """
+
+    def prepare(session, commit, resolved):
+        """Do what can be done before the commit lock, so that ``finish`` is short and does not fail.
+
+        ``resolved`` are the oids whose staged state changed by conflict resolution since ``vote``.
+        """
+
+    def finish(session, commit, before_commit=None):
+        """Take the commit lock, choose the tid, make the staged records current, commit; return the tid.
+
+        ``before_commit(tid)`` is called under the lock, before the commit. When this method raises, nothing was
+        kept. It returns only when the transaction is durable.
+        """
+
+    def lock_and_choose_tid(session):
+        """Begin a write transaction, take the commit lock and return a new tid, for packing and maintenance."""

@@ -1,0 +1,52 @@
+"""What a driver gives to the core: sessions that execute statements and return rows."""
+
+from __future__ import annotations
+
+from zope.interface import Attribute, Interface
+
+
+class ISession(Interface):
+    """One open connection to the database, used by one thread at a time.
+
+    Statements are ``relstorage.sql.Statement`` objects; parameters are a tuple in the statement's declared order.
+    Every method that reaches the database raises errors of ``relstorage.errors`` only, never the driver's.
+    A session whose connection is lost raises ``Disconnected`` from then on; its user closes it and opens another.
+    """
+
+    role = Attribute("'load', 'store' or 'pack'")
+    lost = Attribute("True once the connection is known to be gone")
+    in_transaction = Attribute("True between begin and commit or rollback")
+
+    def begin_snapshot():
+        """Start a read-only transaction in which every statement sees the same committed state."""
+
+    def begin_write(timeout=None):
+        """Start a transaction that writes.
+
+        On an embedded database this takes the write lock, waiting ``timeout`` seconds (the session's own by default).
+        Raise ``UnableToAcquireCommitLockError`` when the lock cannot be had in time.
+        """
+
+    def commit():
+        """Make the transaction's changes permanent, durable as the options demand when it returns."""
+
+    def rollback():
+        """End the transaction without its changes. Do nothing outside of one; never raise for a lost connection."""
+
+    def row(statement, parameters=()):
+        """Return the first row, or None."""
+
+    def rows(statement, parameters=()):
+        """Return all rows in a list."""
+
+    def stream(statement, parameters=()):
+        """Iterate over the rows without holding them all in memory."""
+
+    def run(statement, parameters=()):
+        """Execute; return how many rows were changed."""
+
+    def run_many(statement, many):
+        """Execute once for each tuple of parameters in the iterable ``many``."""
+
+    def close():
+        """Release the connection. Never raise."""

@@ -1,0 +1,66 @@
+"""Open a database: the only module that knows every part."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from relstorage.blobs import CachedBlobs, SharedBlobs
+from relstorage.cache import CODECS, Tracer, open_cache
+from relstorage.database import Database
+from relstorage.hooks import make_hooks
+from relstorage.options import Options, split_keywords
+from relstorage.plugins import Plugins
+from relstorage.storage import RelStorage
+
+
+def open(backend: str = "sqlite", /, **values: Any) -> RelStorage:
+    """Return a storage on a database of this backend.
+
+    The keyword arguments are the options of the backend and of the storage by name; their reference is
+    ``docs/reference/options.md``. Raise ``ConfigurationError`` for an unknown option or a value that cannot be used,
+    a ``PluginError`` if backend or driver cannot be had, and a ``LayoutError`` if the database is another than the options say.
+    """
+    plugins = Plugins()
+    plugin = plugins.load("relstorage.backends", backend)
+    backend_options, options = split_keywords(plugin.options_class, values)
+    return _open(plugins, plugin, backend_options, options)
+
+
+def open_storage(backend: str, backend_options: Any, options: Options) -> RelStorage:
+    """Return a storage, given the name of the backend, an instance of its options class, and the storage's options."""
+    plugins = Plugins()
+    return _open(plugins, plugins.load("relstorage.backends", backend), backend_options, options)
+
+
+def _open(plugins: Plugins, backend: Any, backend_options: Any, options: Options) -> RelStorage:
+    driver = plugins.driver_for(backend, backend_options.driver)
+    adapter = backend.adapter(backend_options, options, driver)
+    identity = adapter.schema.prepare(options.create_schema and not options.read_only)
+    hooks = make_hooks(plugins)
+    trace = os.environ.get("ZEO_CACHE_TRACE")
+    cache = open_cache(
+        options.cache_local_mb * 1_000_000,
+        object_max=options.cache_local_object_max,
+        log_limit=options.cache_delta_size_limit,
+        codec=CODECS.get(options.cache_local_compression),
+        trace=Tracer(trace) if trace else None,
+    )
+    database = Database(adapter, cache=cache, blobs=_blobs(options), hooks=hooks, options=options, identity=identity)
+    hooks.relstorage_opened(
+        database_name=adapter.name, backend=adapter.backend, driver=adapter.driver, keep_history=adapter.keep_history
+    )
+    return RelStorage(database)
+
+
+def _blobs(options: Options) -> SharedBlobs | CachedBlobs | None:
+    if options.blob_dir is None:
+        return None
+    if options.shared_blob_dir:
+        return SharedBlobs(options.blob_dir)
+    return CachedBlobs(
+        options.blob_dir,
+        max_size=options.blob_cache_size,
+        check_percent=options.blob_cache_size_check,
+        external_cleaner=options.blob_cache_size_check_external,
+    )

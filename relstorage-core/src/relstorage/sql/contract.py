@@ -1,0 +1,140 @@
+"""Every statement that the core executes, declared once: what it is for, its parameters, its columns.
+
+A field of type ``Statement`` is one statement. A field of type ``tuple[Statement, ...]`` is a sequence that is executed in
+order with the same parameters, of which each step takes the leading ones it uses (``Statement.fit``). The history modes differ
+in how many steps a sequence has, none included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from relstorage.sql.statement import Dialect, Statement, names_in
+
+
+def _one(doc: str, parameters: str = "", columns: str = "") -> Any:
+    return field(metadata={"doc": doc, "parameters": tuple(parameters.split()), "columns": tuple(columns.split())})
+
+
+def _steps(doc: str, parameters: str = "") -> Any:
+    return field(metadata={"doc": doc, "parameters": tuple(parameters.split()), "columns": (), "steps": True})
+
+
+def _used(text: str, parameters: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the declared parameters up to the last one that the text uses; drivers count what they are given."""
+    used = names_in(text)
+    return parameters[: max((n for n, name in enumerate(parameters, 1) if name in used), default=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statements:
+    """The statements of one dialect and one history mode."""
+
+    # --- current objects
+    current_state: Statement = _one("The current revision of an object.", "oid", "state tid")
+    current_states: Statement = _one("The current revisions of many objects.", "oids", "zoid state tid")
+    current_tid: Statement = _one("The tid of an object's current revision.", "oid", "tid")
+    current_tids: Statement = _one("The tids of the current revisions of many objects.", "oids", "zoid tid")
+    current_records: Statement = _one("All current records from an oid on, in oid order.", "oid", "zoid state tid")
+    object_count: Statement = _one("How many current objects there are.", "", "objects")
+
+    # --- revisions
+    revision_state: Statement = _one("The state of one revision.", "oid tid", "state")
+    state_before: Statement = _one("The newest revision of an object below a tid.", "oid tid", "state tid")
+    following_tid: Statement = _one("The tid of the revision that follows another.", "oid tid", "tid")
+    history: Statement = _one(
+        "The newest revisions of an object, newest first.", "oid limit", "tid username description extension size"
+    )
+
+    # --- changes
+    newest_tid: Statement = _one("The largest tid there ever was; 0 in an empty database.", "", "tid")
+    changes_since: Statement = _one(
+        "What has a larger tid, in tid order. The oid is NULL for a transaction without current objects and -1 when "
+        "everything may have changed.",
+        "tid",
+        "zoid tid",
+    )
+    removed_since: Statement = _one("The objects removed after a tid.", "tid", "zoid")
+
+    # --- transactions
+    transactions_between: Statement = _one(
+        "Transactions in tid order, bounds included.", "start stop", "tid packed username description extension"
+    )
+    records_of: Statement = _one("The records of one transaction, in oid order.", "tid", "zoid state")
+    undoable_transactions: Statement = _one(
+        "Unpacked transactions, newest first, below a tid.", "tid limit", "tid username description extension"
+    )
+    is_undoable: Statement = _one("One row if the transaction exists and is not packed.", "tid", "tid")
+
+    # --- commit
+    begin_transaction: tuple[Statement, ...] = _steps(
+        "Record the transaction.", "tid packed username description extension"
+    )
+    clear_blobs: tuple[Statement, ...] = _steps("Forget blobs that the commit replaces.", "oids")
+    put: tuple[Statement, ...] = _steps("Make a state the current revision of an object.", "oid tid state")
+    put_revision: tuple[Statement, ...] = _steps(
+        "Add a revision that may be older than the current one (restore).", "oid tid state"
+    )
+    remove: tuple[Statement, ...] = _steps("Remove an object by a new revision or for good.", "oid tid")
+    note_removed: Statement = _one("Tell the polls that an object is gone; -1 for everything.", "oid tid")
+
+    # --- blobs
+    put_blob_chunk: Statement = _one("Add one chunk of a blob.", "oid tid number chunk")
+    copy_blob: Statement = _one("Give a revision the blob of an older one.", "oid tid from_tid")
+    blob_chunk: Statement = _one("One chunk of a blob.", "oid tid number", "chunk")
+    has_blob: Statement = _one("One row if the database keeps a blob for this revision.", "oid tid", "tid")
+    blob_revisions: Statement = _one("Every revision with a blob, in oid order.", "", "zoid tid")
+
+    # --- pack: marking
+    all_revisions: Statement = _one(
+        "Every revision, by oid and tid, with its state.", "", "zoid tid state"
+    )
+    records_since: Statement = _one("Every revision with a larger tid.", "tid", "zoid tid state")
+    pack_begin: Statement = _one(
+        "Record a new pack run.", "run pack_tid view_tid phase collect started", ""
+    )
+    pack_phase: Statement = _one("Change a run's phase.", "run phase")
+    pack_progress: Statement = _one("Record how much a run has removed.", "run removed checked_tid")
+    pack_run: Statement = _one(
+        "The newest pack run.", "", "run pack_tid view_tid phase collect started removed checked_tid"
+    )
+    pack_add_garbage: Statement = _one("Record a revision to remove; whole = 1: with its object.", "run zoid tid whole")
+    pack_garbage: Statement = _one("The next revisions to remove, in oid order.", "run oid limit", "zoid tid whole")
+    pack_is_garbage: Statement = _one("Which of these objects a run is to remove.", "run oids", "zoid")
+    pack_count_garbage: Statement = _one("How much a run is to remove.", "run", "revisions objects")
+    pack_rescue: Statement = _one("Take objects off the list.", "run oids")
+    pack_forget_run: tuple[Statement, ...] = _steps("Forget a run and its list.", "run")
+
+    # --- pack: sweeping
+    pack_seal: tuple[Statement, ...] = _steps("Refuse undo of everything up to the pack's tid.", "tid")
+    remove_object: tuple[Statement, ...] = _steps("Remove an object whose current revision is this one.", "oid tid")
+    remove_revision: tuple[Statement, ...] = _steps("Remove one revision that is not current.", "oid tid")
+    pack_finish: tuple[Statement, ...] = _steps("Tidy up after the last removal.", "tid")
+    prune_removed: Statement = _one("Forget removals up to a tid.", "tid")
+
+    # --- meta
+    get_meta: Statement = _one("A fact about the database.", "name", "value")
+    set_meta: Statement = _one("Record a fact about the database.", "name value")
+
+    @classmethod
+    def render(cls, dialect: Dialect, texts: Mapping[str, str | tuple[str, ...]]) -> Statements:
+        """Return the set made of these texts.
+
+        Raise ValueError for a name that is missing or not declared, or a text that breaks its declaration.
+        """
+        declared = {f.name: f for f in fields(cls)}
+        if set(texts) != set(declared):
+            missing, extra = sorted(set(declared) - set(texts)), sorted(set(texts) - set(declared))
+            raise ValueError(f"the statements do not keep the contract: missing {missing}, unknown {extra}")
+        rendered: dict[str, Any] = {}
+        for name, text in texts.items():
+            facts = declared[name].metadata
+            if facts.get("steps"):
+                rendered[name] = tuple(
+                    dialect.render(f"{name}.{n}", step, _used(step, facts["parameters"])) for n, step in enumerate(text)
+                )
+            else:
+                rendered[name] = dialect.render(name, str(text), facts["parameters"], facts["columns"])
+        return cls(**rendered)

@@ -1,0 +1,215 @@
+"""How a storage reads: a view, a snapshot of the database that belongs to it, and the state cache in front.
+
+``poll`` ends the old snapshot, begins a new one and says what changed in between. Until the next poll, or ``end``, every
+load answers as of that moment. Without a snapshot, each call reads the newest state in a short one of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ZODB.POSException import POSKeyError
+
+from relstorage.errors import RelStorageError, SnapshotLost
+from relstorage.ids import to_bytes
+
+#: The oid in a list of changes that stands for every object.
+EVERYTHING = -1
+
+
+class Reader:
+    """The reading half of one storage."""
+
+    def __init__(self, open_session: Callable[[], Any], statements: Any, cache: Any, hooks: Any):
+        self._open_session = open_session
+        self._sql = statements
+        self._cache = cache
+        self._hooks = hooks
+        self._tell_poll = hooks.listens("relstorage_polled")
+        self._session: Any = None
+        #: The tid at which loads answer; -1 without a snapshot, so that no cache entry fits.
+        self.view = -1
+        #: The view that the last poll reported; changes after it are still to be told.
+        self.reported: int | None = None
+        #: The tids of own commits, whose changes are no news here.
+        self._own: set[int] = set()
+        # Only reads without a snapshot take it: with one, a storage is used by one thread at a time.
+        self._lock = threading.RLock()
+
+    # --- snapshot
+
+    def poll(self) -> list[int] | None:
+        """Move to the newest view; return the oids that others changed since the last poll, None if any may have."""
+        previous = self.reported
+        changes = self._begin(previous)
+        self.reported = self.view
+        changed: list[int] | None
+        if previous is None:
+            changed = []
+        elif changes is None:
+            changed = None
+        else:
+            own = self._own
+            changed = list({oid for oid, tid in changes if tid not in own})
+        self._own.clear()
+        if self._tell_poll:
+            self._hooks.relstorage_polled(view=self.view, changed=None if changed is None else len(changed))
+        return changed
+
+    def _begin(self, previous: int | None) -> list[tuple[int, int]] | None:
+        """Begin a snapshot, teach the cache what it did not know, and return the changes since ``previous``."""
+        self.end()
+        session = self._session
+        if session is None or session.lost:
+            session = self._session = self._open_session()
+        cache, sql = self._cache, self._sql
+        # Read before the snapshot begins: the snapshot then contains everything up to it.
+        horizon = cache.horizon
+        try:
+            session.begin_snapshot()
+            if horizon < 0:
+                view = session.row(sql.newest_tid)[0]
+                cache.learn(None, view, ())
+                self.view = view
+                return [] if previous == view else None
+            rows = session.rows(sql.changes_since, (horizon,))
+            if rows:
+                view = rows[-1][1]
+                cache.learn(horizon, view, [row for row in rows if row[0] is not None])
+            else:
+                view = horizon
+            self.view = view
+            if previous is None or previous == view:
+                return []
+            changes = cache.changes(previous, view)
+            if changes is None:
+                changes = [row for row in session.rows(sql.changes_since, (previous,)) if row[0] is not None]
+            if any(oid == EVERYTHING for oid, _ in changes):
+                return None
+            return changes
+        except RelStorageError:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """End the snapshot; the connection holds no transaction afterwards."""
+        self.view = -1
+        session = self._session
+        if session is not None and session.in_transaction:
+            session.rollback()
+
+    def note_own(self, tid: int) -> None:
+        """Leave the changes of this commit out of the next poll."""
+        self._own.add(tid)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Any]:
+        """Give the session within a snapshot: the storage's own, or a short one."""
+        if self.view >= 0:
+            yield self._usable()
+            return
+        with self._lock:
+            self._begin(None)
+            try:
+                yield self._session
+            finally:
+                self.end()
+
+    def _usable(self) -> Any:
+        session = self._session
+        if session.lost or not session.in_transaction:
+            # Reading on in a new snapshot would mix two moments.
+            self._hooks.relstorage_snapshot_lost(reason="the connection was lost")
+            raise SnapshotLost(
+                "Reading: the connection on which this transaction's snapshot lived is lost. Run the transaction again."
+            )
+        return session
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self.view = -1
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    # --- loads
+
+    def load_missing(self, oid: int) -> tuple[bytes, bytes]:
+        """Read the current revision, which the cache does not have, and remember it there."""
+        if self.view >= 0:
+            return self._load_row(self._usable(), oid)
+        with self.snapshot() as session:
+            return self._cache.lookup(oid, self.view) or self._load_row(session, oid)
+
+    def _load_row(self, session: Any, oid: int) -> tuple[bytes, bytes]:
+        row = session.row(self._sql.current_state, (oid,))
+        if row is None or not row[0]:
+            raise POSKeyError(to_bytes(oid))
+        state, tid = row
+        self._cache.remember(oid, tid, state, self.view)
+        return state, to_bytes(tid)
+
+    def load_before(self, oid: int, before: int) -> tuple[bytes, bytes, bytes | None] | None:
+        """Return state, tid and following tid of the newest revision below ``before``; None if all are newer."""
+        with self.snapshot() as session:
+            row = session.row(self._sql.state_before, (oid, before))
+            if row is None:
+                if session.row(self._sql.current_tid, (oid,)) is None:
+                    raise POSKeyError(to_bytes(oid))
+                return None
+            state, tid = row
+            if not state:
+                raise POSKeyError(to_bytes(oid))
+            following = session.row(self._sql.following_tid, (oid, tid))
+            end = following[0] if following else None
+            return state, to_bytes(tid), None if end is None else to_bytes(end)
+
+    def load_revision(self, oid: int, tid: int) -> bytes:
+        """Return the state of one revision."""
+        if self.view >= 0:
+            record = self._cache.lookup(oid, self.view)
+            if record is not None and record[1] == to_bytes(tid):
+                return record[0]
+        with self.snapshot() as session:
+            row = session.row(self._sql.revision_state, (oid, tid))
+        if row is None or not row[0]:
+            raise POSKeyError(to_bytes(oid))
+        return row[0]
+
+    def current_tid(self, oid: int) -> int | None:
+        """Return the tid of the current revision in the view, or None."""
+        with self.snapshot() as session:
+            row = session.row(self._sql.current_tid, (oid,))
+            return None if row is None else row[0]
+
+    def prefetch(self, oids: Iterable[int]) -> None:
+        """Bring the current revisions that the cache lacks into it, in one query."""
+        if self.view < 0:
+            return
+        view, cache = self.view, self._cache
+        missing = [oid for oid in oids if not cache.contains(oid, view)]
+        if not missing:
+            return
+        for oid, state, tid in self._usable().rows(self._sql.current_states, (missing,)):
+            if state:
+                cache.remember(oid, tid, state, view)
+
+    def states_at_view(self, oids: list[int]) -> dict[int, tuple[int, bytes]]:
+        """Return (tid, state) of many objects as the view shows them, for conflict resolution."""
+        found: dict[int, tuple[int, bytes]] = {}
+        if self.view < 0:
+            return found
+        missing = []
+        for oid in oids:
+            record = self._cache.lookup(oid, self.view)
+            if record is None:
+                missing.append(oid)
+            else:
+                found[oid] = (int.from_bytes(record[1], "big"), record[0])
+        if missing:
+            for oid, state, tid in self._usable().rows(self._sql.current_states, (missing,)):
+                found[oid] = (tid, state)
+        return found

@@ -1,0 +1,160 @@
+"""One transaction of one storage, from tpc_begin to its end.
+
+Records and blobs are staged without I/O on the database. They go there at vote and become current at finish. Whatever was
+acquired on the way is registered with an ExitStack, which abort and the end unwind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from ZODB.POSException import StorageError
+
+from relstorage.database import Database
+from relstorage.database.commit import Kind, Metadata, StagedCommit, Verdict
+from relstorage.errors import RemovedReferenceError, UnreadableState
+from relstorage.ids import to_bytes
+from relstorage.references import references
+from relstorage.storage.conflicts import Resolver
+
+#: States of own commits up to this many bytes in all go into the state cache.
+CACHED_PER_COMMIT = 4_000_000
+
+
+class Commit:
+    """What exists between ``tpc_begin`` and the end of a transaction."""
+
+    def __init__(self, database: Database, transaction: Any, metadata: Metadata, view: int | None, tid: int | None = None):
+        self.transaction = transaction
+        self.staged = StagedCommit(metadata, view, tid)
+        self.blobs: Any = None
+        self.voted = False
+        self._database = database
+        self._session: Any = None
+        self._started = time.perf_counter()
+        self._end = ExitStack()
+        self._end.callback(self.staged.close)
+
+    # --- staging
+
+    def put(self, oid: int, base: int, kind: Kind, state: bytes | None) -> None:
+        """Stage one record."""
+        self._must_not_have_voted()
+        known = self.staged.records.get(oid) if kind is Kind.DELETE or oid in self.staged.records else None
+        if known is not None and (kind is Kind.DELETE) != (known.kind is Kind.DELETE):
+            raise StorageError(f"Cannot both store and delete object {oid:#x} in one transaction.")
+        self.staged.records.put(oid, base, kind, state)
+
+    def put_blob(self, oid: int, path: str) -> None:
+        """Stage the file of a blob, which belongs to the storage from now on."""
+        self._must_not_have_voted()
+        self.stage_blobs().add(oid, path)
+
+    def stage_blobs(self) -> Any:
+        """Return the staged blob files, beginning them first."""
+        if self.blobs is None:
+            self.blobs = self._database.blobs.begin()
+            self._end.callback(self.blobs.aborted)
+        return self.blobs
+
+    def require_current(self, oid: int, tid: int) -> None:
+        """Have vote check that an object still has this tid."""
+        self._must_not_have_voted()
+        self.staged.read_current[oid] = tid
+
+    def _must_not_have_voted(self) -> None:
+        if self.voted:
+            raise StorageError("This transaction has voted already; nothing can be added to it.")
+
+    # --- the two phases
+
+    def vote(self, resolver: Resolver, untransform: Callable[[bytes], bytes], tell: Callable[[int, bool], Any] | None) -> list[int]:
+        """Send everything to the database and make sure that it can be committed.
+
+        Return the oids whose states conflict resolution changed. After an error only ``abort`` makes sense.
+        """
+        self._must_not_have_voted()
+        self.voted = True
+        database, staged = self._database, self.staged
+        if self.blobs is not None:
+            self.blobs.prepare()
+            if database.blobs.kept_in_database:
+                staged.blobs = list(self.blobs)
+        if len(staged.records):
+            database.oids.raise_to(staged.records.oids()[-1])
+        self._session = database.store_sessions.take()
+        self._end.callback(self._give_session_back)
+        steps = database.adapter.commit_steps
+        verdict = steps.vote(self._session, staged)
+        resolved = resolver.resolve(verdict.conflicts, staged.records, tell) if verdict.conflicts else []
+        if verdict.removed:
+            self._refuse_links_to_removed(verdict, untransform)
+        steps.prepare(self._session, staged, resolved)
+        return resolved
+
+    def _refuse_links_to_removed(self, verdict: Verdict, untransform: Callable[[bytes], bytes]) -> None:
+        # The transaction may have loaded an object that a pack has removed since; a link to it would dangle.
+        for record in self.staged.records:
+            if record.state is None:
+                continue
+            try:
+                linked = verdict.removed.intersection(references(untransform(record.state)))
+            except UnreadableState:
+                continue
+            if linked - set(self.staged.records.oids()):
+                gone = min(linked)
+                raise RemovedReferenceError(
+                    f"Storing object {record.oid:#x}: it refers to object {gone:#x}, which was removed after this "
+                    "transaction began. Run the transaction again.",
+                    oid=to_bytes(record.oid),
+                )
+
+    def finish(self, tell_tid: Callable[[bytes], Any]) -> int:
+        """Commit and return the tid, once it is durable."""
+        if not self.voted:
+            raise StorageError("tpc_finish was called before tpc_vote.")
+        database, staged = self._database, self.staged
+        blobs = self.blobs
+
+        def before_commit(tid: int) -> None:
+            if blobs is not None:
+                blobs.place(tid)
+            tell_tid(to_bytes(tid))
+
+        try:
+            tid = database.adapter.commit_steps.finish(self._session, staged, before_commit)
+        except BaseException:
+            self.abort()
+            raise
+        self._remember(tid)
+        if blobs is not None:
+            blobs.committed(tid)
+        if database.hooks.listens("relstorage_committed"):
+            database.hooks.relstorage_committed(
+                tid=tid, oids_count=len(staged.records), seconds=time.perf_counter() - self._started
+            )
+        self._end.close()
+        return tid
+
+    def _remember(self, tid: int) -> None:
+        if self.staged.restoring:
+            return
+        remember = self._database.cache.remember
+        room = CACHED_PER_COMMIT
+        for record in self.staged.records:
+            if record.state is not None:
+                room -= len(record.state)
+                if room < 0:
+                    break
+                remember(record.oid, tid, record.state, tid)
+
+    def abort(self) -> None:
+        """Undo everything. Never raise: the transaction that failed has an error of its own."""
+        self._end.close()
+
+    def _give_session_back(self) -> None:
+        session, self._session = self._session, None
+        self._database.store_sessions.give_back(session)

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Run every check of this repository, from nothing: an environment, wheels of the distributions as they are now, then
+the linters and the tests against those wheels. Exits with 0 only if every part ran and passed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap import DISTRIBUTIONS, ROOT, BootstrapError, Environment, Interpreter, run_as_program, say
+
+
+@dataclass(frozen=True)
+class Part:
+    """One check: its name, and what to run."""
+
+    name: str
+    command: Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a check ended."""
+
+    part: Part
+    passed: bool
+    seconds: float
+    remark: str = ""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Environments are kept in .venvs/; delete that folder to start from nothing again.",
+    )
+    parser.add_argument("--python", metavar="X.Y", help="use pythonX.Y of the PATH (default: the Python running this)")
+    parser.add_argument("--quick", action="store_true", help="tests only, no linters, and stop at the first failure")
+    parser.add_argument("-k", metavar="EXPRESSION", help="only tests whose names match, as with pytest -k")
+    parser.add_argument(
+        "-n", metavar="PROCESSES", type=int, default=os.cpu_count() or 1, help="test processes (default: %(default)s)"
+    )
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="test files or folders (default: all of them)")
+    return parser.parse_args()
+
+
+def parts(environment: Environment, options: argparse.Namespace, report: Path) -> list[Part]:
+    """Return the checks in the order in which they run; the tests come last, so that their result is in sight."""
+    python = environment.python
+    tests: list[str | Path] = [python, "-m", "pytest", f"--junitxml={report}", "-n", str(options.n)]
+    if options.k:
+        tests += ["-k", options.k]
+    if options.quick:
+        return [Part("tests", [*tests, "--exitfirst", *options.paths])]
+    return [
+        Part("style (ruff)", [python, "-m", "ruff", "check", "."]),
+        Part("layers (import-linter)", [environment.program("lint-imports"), "--config", "pyproject.toml"]),
+        Part("types (mypy)", [python, "-m", "mypy"]),
+        Part("tests (pytest)", [*tests, *options.paths]),
+    ]
+
+
+def perform(part: Part) -> Outcome:
+    """Run one check with its output in sight."""
+    print(flush=True)
+    say(f"{part.name}: {' '.join(Path(word).name if isinstance(word, Path) else word for word in part.command)}")
+    begun = time.monotonic()
+    status = subprocess.run([str(word) for word in part.command], cwd=ROOT).returncode
+    return Outcome(part, status == 0, time.monotonic() - begun, "" if status == 0 else f"status {status}")
+
+
+def count(report: Path) -> str:
+    """Return what pytest reported in figures, for the summary."""
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    figures = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
+    passed = figures["tests"] - figures["failures"] - figures["errors"] - figures["skipped"]
+    if passed + figures["failures"] + figures["errors"] == 0:
+        raise BootstrapError("No test ran.")
+    return f"{passed} passed, {figures['failures'] + figures['errors']} failed, {figures['skipped']} skipped"
+
+
+def main() -> int:
+    options = arguments()
+    environment = Environment("tests", Interpreter.find(options.python))
+    examples = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("tests/*/pyproject.toml"))
+    environment.prepare([*DISTRIBUTIONS, *examples])
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "pytest.xml"
+        outcomes = [perform(part) for part in parts(environment, options, report)]
+        tested = count(report) if report.exists() else "the tests did not start"
+
+    print(f"\n{'-' * 72}\nPython {environment.interpreter.name}, wheels in {environment.path.relative_to(ROOT)}")
+    for outcome in outcomes:
+        verdict = "ok" if outcome.passed else "FAILED"
+        print(f"  {outcome.part.name:<24} {verdict:<7} {outcome.seconds:6.1f} s  {outcome.remark}")
+    print(f"  {tested}")
+    failed = [outcome.part.name for outcome in outcomes if not outcome.passed]
+    print(f"FAILED: {', '.join(failed)}" if failed else "Everything passed.", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_as_program(main)

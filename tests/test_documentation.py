@@ -1,0 +1,124 @@
+"""Every example in the documentation works. The fenced blocks of one document run from top to bottom in a directory of
+their own, so that a later one may use what an earlier one made.
+
+`python` is executed, `shell` is run by bash, and a block whose first line is a comment with a file name (`# zodb.conf`)
+is written to that file; a ZConfig file is also opened, as its name or its content demands. `console` shows what a
+reader types on a machine, and is not run. Directories below /srv are the reader's: here they are moved into the
+temporary directory, and /srv/zope holds a small FileStorage.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import transaction
+import ZConfig
+import ZODB
+import Zope2.Startup
+from ZODB.blob import Blob, BlobStorage
+from ZODB.config import databaseFromFile
+from ZODB.FileStorage import FileStorage
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("docs", "relstorage-*")
+DOCUMENTS = [ROOT / "README.md", *sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"# ([\w.-]+\.\w+)\n")
+SHOWN_ONLY = {"console", "text", "json", "sql"}
+
+
+class Block(NamedTuple):
+    """One fenced block: its language, its text, and the line on which the text begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(document: Path, directory: Path) -> Iterator[Block]:
+    text = document.read_text()
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start(2)) + 1
+        yield Block(match[1], match[2].replace("/srv/", f"{directory}/srv/"), line)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The reader's machine: a working directory, and /srv with Zope's Data.fs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "srv" / "zodb").mkdir(parents=True)
+    (tmp_path / "srv" / "zope" / "var").mkdir(parents=True)
+    var = tmp_path / "srv" / "zope" / "var"
+    database = ZODB.DB(BlobStorage(str(var / "blobs"), FileStorage(str(var / "Data.fs"))))
+    with closing(database), database.transaction() as connection:
+        connection.root()["picture"] = Blob(b"picture")
+    yield tmp_path
+    transaction.abort()
+
+
+def run_python(block: Block, document: Path, namespace: dict[str, Any]) -> None:
+    # Empty lines in front, so that a traceback names the line of the document.
+    code = compile("\n" * (block.line - 1) + block.text, str(document), "exec")
+    exec(code, namespace)
+
+
+def run_shell(block: Block, document: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-eu", "-c", block.text],
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, f"{document}:{block.line}: status {done.returncode}\n{done.stdout}"
+
+
+def open_zope_configuration(text: str, directory: Path) -> None:
+    schema = ZConfig.loadSchema(str(Path(Zope2.Startup.__file__).with_name("wsgischema.xml")))
+    configuration, _ = ZConfig.loadConfigFile(schema, io.StringIO(f"instancehome {directory}\n{text}"))
+    for database in configuration.databases:
+        database.config.storage.open().close()
+
+
+def write_file(block: Block, document: Path, directory: Path) -> None:
+    name = FILE_NAME.match(block.text)
+    assert name, f"{document}:{block.line}: the first line must be a comment with the file's name"
+    (directory / name[1]).write_text(block.text)
+    if name[1] == "zope.conf":
+        open_zope_configuration(block.text, directory)
+    elif block.language == "zconfig" and "<zodb" in block.text:
+        databaseFromFile(io.StringIO(block.text)).close()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_the_examples_of_a_document_work_from_top_to_bottom(document: Path, directory: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(document, directory):
+        if block.language == "python":
+            run_python(block, document, namespace)
+        elif block.language == "shell":
+            run_shell(block, document)
+        elif block.language not in SHOWN_ONLY:
+            write_file(block, document, directory)
+
+
+def links(document: Path) -> Iterator[Path]:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+        if "://" not in target:
+            yield document.parent / target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
+    assert [target for target in links(document) if not target.exists()] == []
