@@ -116,15 +116,13 @@ class Interpreter:
     version: tuple[int, int]
 
     @classmethod
-    def find(cls, version: str | None) -> Interpreter:
-        """Return the running Python, or the one of the version that was asked for."""
-        if version is None:
+    def find(cls, wanted: str | None) -> Interpreter:
+        """Return the running Python, or the one that was asked for by its version or its path."""
+        if wanted is None:
             return cls(Path(sys.executable), sys.version_info[:2]).checked()
-        found = shutil.which(f"python{version}")
+        found = shutil.which(wanted if os.sep in wanted else f"python{wanted}")
         if found is None:
-            raise BootstrapError(
-                f"There is no python{version} on this machine's PATH. Leave --python away to use {sys.executable}."
-            )
+            raise BootstrapError(f"There is no Python {wanted} here. Leave --python away to use {sys.executable}.")
         told = subprocess.run([found, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True)
         if told.returncode:
             raise BootstrapError(f"{found} does not start: {told.stderr.strip()}")

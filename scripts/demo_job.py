@@ -25,12 +25,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from ZODB.blob import Blob
 from ZODB.config import databaseFromURL
-from ZODB.interfaces import IBlobStorage
 
 from demonstration import instance
 from demonstration.databases import write_configurations
 from demonstration.options import parsed
-from demonstration.survey import Survey, Walk, survey, walk
+from demonstration.survey import Survey, SurveyError, Walk, survey, walk
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITS = 200
@@ -71,7 +70,7 @@ class Demonstration:
         size = sum(path.stat().st_size for path in (self.directory / "sqlite" / "data").rglob("*") if path.is_file())
         self.report.add(
             "zodbconvert",
-            f"{rate(before.objects, seconds)} objects, {megabytes(size)} in SQLite",
+            f"{rate(before.objects, 'objects', seconds)}, {megabytes(size)} in SQLite",
             seconds,
             objects_per_second=before.objects / seconds,
             sqlite_bytes=size,
@@ -82,8 +81,6 @@ class Demonstration:
 
     def survey(self, configuration: Path, name: str, action: str) -> Survey:
         with opened(configuration) as database, self.progress(f"{name}: {action}", "transactions") as advance:
-            if not IBlobStorage.providedBy(database.storage):
-                self.console.print(f"    {name} has no blob directory")
             found = survey(database.storage, advance)
         self.report.add(
             f"{name}: {action}",
@@ -101,7 +98,7 @@ class Demonstration:
         self.report.add(
             name,
             f"{found.objects:,} reachable objects and {found.blobs:,} blobs{broken}, "
-            f"{rate(found.objects, found.seconds)} objects",
+            f"{rate(found.objects, 'objects', found.seconds)}",
             found.seconds,
             objects=found.objects,
             blobs=found.blobs,
@@ -124,9 +121,8 @@ class Demonstration:
 
     def commit(self, database: Any) -> None:
         """Make small commits one after the other."""
-        with self.progress("Commit", "transactions") as advance, database.transaction() as connection:
+        with database.transaction("Demonstration begins") as connection:
             connection.root()[OWN_KEY] = PersistentMapping(number=0, blob=Blob(b"before"))
-            advance(1)
         begun = time.perf_counter()
         with self.progress("Commit", "transactions") as advance:
             for number in range(COMMITS):
@@ -134,7 +130,9 @@ class Demonstration:
                     connection.root()[OWN_KEY]["number"] = number
                 advance(1)
         seconds = time.perf_counter() - begun
-        self.report.add("Commit", f"{COMMITS} transactions, {rate(COMMITS, seconds)}", seconds, commits=COMMITS)
+        self.report.add(
+            "Commit", f"{COMMITS} transactions, {rate(COMMITS, 'commits', seconds)}", seconds, commits=COMMITS
+        )
 
     def undo(self, database: Any) -> None:
         """Change an object and a blob in one transaction, then undo it."""
@@ -243,8 +241,8 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def rate(count: int, seconds: float) -> str:
-    return f"{count / seconds:,.0f}/s" if seconds else "-"
+def rate(count: int, unit: str, seconds: float) -> str:
+    return f"{count / seconds:,.0f} {unit}/s"
 
 
 def main() -> int:
@@ -260,12 +258,13 @@ def main() -> int:
             home = directory / "instance"
             demonstration.announce(f"Making a Zope instance with {options.documents:,} documents in {home}")
             begun = time.perf_counter()
-            source = instance.make(home, options.documents, options.seed)
+            with demonstration.console.status("Zope is at work"):
+                source = instance.make(home, options.documents, options.seed)
             demonstration.report.add("Zope instance", str(source.data_fs), time.perf_counter() - begun)
         paths = demonstration.convert(source)
         demonstration.pack(paths, demonstration.use(paths))
         demonstration.verify(paths)
-    except (Mismatch, instance.InstanceError) as error:
+    except (Mismatch, SurveyError, instance.InstanceError) as error:
         demonstration.conclude()
         print(f"\nFAILED: {error}", file=sys.stderr)
         return 1

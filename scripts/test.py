@@ -40,7 +40,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__,
         epilog="Environments are kept in .venvs/; delete that folder to start from nothing again.",
     )
-    parser.add_argument("--python", metavar="X.Y", help="use pythonX.Y of the PATH (default: the Python running this)")
+    parser.add_argument(
+        "--python", metavar="X.Y", help="use pythonX.Y, or the Python of this path (default: the one running this)"
+    )
     parser.add_argument("--quick", action="store_true", help="tests only, no linters, and stop at the first failure")
     parser.add_argument("-k", metavar="EXPRESSION", help="only tests whose names match, as with pytest -k")
     parser.add_argument(

@@ -119,3 +119,12 @@ def test_only_the_named_workloads_may_have_bars(module) -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.joinpath("configs").glob("*.conf")), ids=lambda path: path.name)
 def test_every_sample_configuration_keeps_its_data_in_the_private_directory(path: Path) -> None:
     assert "$DIR" in path.read_text() or "$PORT" in path.read_text()
+
+
+def test_the_floor_is_a_column_of_its_own(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    done = run(tmp_path, "--only", "cold", "--floor", "sqlite3:OFF", "--floor", "zodb:OFF", "--json", str(result))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(result.read_text())["results"]["cold"]["contenders"]
+    assert found["floor zodb:OFF"]["median"] > 0
+    assert found["floor sqlite3:OFF"]["not_available"] == "the floor has no statement for it"

@@ -66,7 +66,7 @@ class ExampleDriver:
     def classify(self, exception):
         return Failure.OTHER
 
-    def connect(self, *args, **kwargs):
+    def open_session(self, settings, role):
         raise NotImplementedError
 
 

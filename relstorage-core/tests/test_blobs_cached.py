@@ -8,12 +8,14 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from relstorage.blobs import CachedBlobs
-from relstorage.errors import LayoutError, OutOfSpace, TransientStorageError
 from ZODB.blob import Blob, BlobFile
 from ZODB.POSException import POSKeyError
 
+from relstorage.blobs import CachedBlobs
+from relstorage.errors import LayoutError, OutOfSpace, TransientStorageError
+
 TID = 0x03D167F919308700
+NOW = 1_700_000_000
 
 
 class Downloads:
@@ -151,17 +153,37 @@ def test_nobody_sees_a_file_before_it_is_complete(blobs):
     assert Path(blobs.load(1, TID, slow)).read_bytes() == b"half and half"
 
 
-def test_a_download_is_on_disk_before_it_gets_its_name(blobs, monkeypatch):
+def test_where_a_restart_of_the_machine_cannot_be_told_a_download_is_flushed_before_it_gets_its_name(
+    opening, monkeypatch
+):
     flushed = []
 
     def recording(path):
         flushed.append((path, list(blobs.all_revisions())))
 
+    monkeypatch.setattr("relstorage.blobs.cached.current_boot", lambda: None)
     monkeypatch.setattr("relstorage.blobs.cached.sync_file", recording)
+    blobs = opening()
     blobs.load(1, TID, Downloads(b"content"))
     ((path, seen),) = flushed
     assert path.startswith(blobs.temporary_directory())
     assert seen == []
+
+
+@pytest.mark.parametrize("marker", ["an earlier boot", None])
+def test_what_was_written_shortly_before_the_machine_restarted_is_dropped(opening, monkeypatch, marker):
+    monkeypatch.setattr("relstorage.blobs.cached.current_boot", lambda: "this boot")
+    blobs = opening()
+    for age in (0, 600, 1200):
+        os.utime(blobs.load(age, TID, Downloads(b"content")), (NOW, NOW - age))
+    again = opening()
+    assert len(list(again.all_revisions())) == 3
+    boot = Path(blobs.path, ".boot")
+    assert boot.read_text() == "this boot"
+    boot.unlink() if marker is None else boot.write_text(marker)
+    after = opening()
+    assert list(after.all_revisions()) == [(1200, TID)]
+    assert boot.read_text() == "this boot"
 
 
 def test_a_cached_file_is_read_only(blobs):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from relstorage.blobs import CachedBlobs
 from relstorage.blobs.clean import main
 from relstorage.blobs.cleaning import STILL_TOO_LARGE, BackgroundCleaner, clean
@@ -24,7 +25,7 @@ LONG_AGO = 1_000_000_000
 @pytest.fixture
 def cache(tmp_path):
     """A cache of 100 blobs of 100 bytes, oid 0 used least recently and oid 99 most recently, all long ago."""
-    blobs = CachedBlobs(str(tmp_path / "blobs"), durable=False)
+    blobs = CachedBlobs(str(tmp_path / "blobs"))
 
     def download(path):
         Path(path).write_bytes(b"x" * 100)
@@ -144,7 +145,7 @@ def test_a_cache_that_is_too_large_is_cleaned_when_it_is_opened(cache, external)
 
 @pytest.mark.parametrize("committing", [False, True])
 def test_a_cache_is_cleaned_after_enough_was_written(cache, committing):
-    blobs = CachedBlobs(cache.path, max_size=10000, check_percent=10, keep_seconds=0, durable=False)
+    blobs = CachedBlobs(cache.path, max_size=10000, check_percent=10, keep_seconds=0)
     wait_until(lambda: cached_oids(blobs) == set(range(10, 100)))
     for oid in range(100, 130):
         source = Path(blobs.temporary_directory(), "source")
@@ -201,6 +202,8 @@ def test_each_process_has_its_own_temporary_directory(tmp_path):
     first, second = Scratch(str(tmp_path)), Scratch(str(tmp_path))
     assert first.path() == first.path() != second.path()
     assert os.listdir(first.path()) == []
+    first.close()
+    second.close()
 
 
 def test_closing_removes_an_empty_temporary_directory(tmp_path):

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import transaction
-from relstorage.blobs import SharedBlobs
-from relstorage.blobs.files import room_needed
-from relstorage.errors import LayoutError, OutOfSpace
 from ZODB import DB
 from ZODB.blob import Blob, BlobFile, FilesystemHelper
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
+
+from relstorage.blobs import SharedBlobs
+from relstorage.blobs.files import room_needed
+from relstorage.errors import LayoutError, OutOfSpace
 
 TID = 0x03D167F919308700
 
@@ -68,14 +69,15 @@ def test_a_committed_blob_is_where_zodb_looks_for_it(tmp_path, opening, layout):
     assert Path(expected).read_bytes() == b"content"
 
 
-def test_the_directory_of_a_file_storage_can_be_used(tmp_path):
+def test_the_directory_of_a_file_storage_can_be_used(tmp_path, opening):
     db = DB(FileStorage(str(tmp_path / "Data.fs"), blob_dir=str(tmp_path / "blobs")))
     connection = db.open()
     connection.root()["blob"] = blob = Blob(b"from FileStorage")
     transaction.commit()
+    blob._p_activate()
     oid, tid = u64(blob._p_oid), u64(blob._p_serial)
     db.close()
-    blobs = SharedBlobs(str(tmp_path / "blobs"))
+    blobs = opening()
     assert Path(blobs.load(oid, tid)).read_bytes() == b"from FileStorage"
     assert list(blobs.all_revisions()) == [(oid, tid)]
 

@@ -192,6 +192,15 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.statistics().entries == 0
 
     @invariant()
+    def no_view_would_be_answered_wrongly(self) -> None:
+        for oid, entry in self.cache._residents.entries.items():
+            record = entry.record
+            for view in range(10, self.cache.horizon + 1):
+                if self.cache.contains(oid, view):
+                    tid, state = self.database.at(oid, view)
+                    assert record == (state, to_bytes(tid)), f"oid {oid} at {view}"
+
+    @invariant()
     def bytes_are_exact(self) -> None:
         statistics = self.cache.statistics()
         entries = self.cache._residents.entries

@@ -31,7 +31,7 @@ from relstorage.options import (
     split_keywords,
 )
 
-# The keys and defaults that RelStorage 4.3 documents, by UPSTREAM's table of <relstorage>.
+# The keys of <relstorage> in RelStorage 4.3, and their defaults.
 RELSTORAGE_4 = {
     "name": None,
     "read-only": False,

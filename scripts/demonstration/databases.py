@@ -16,17 +16,22 @@ SQLITE = """\
 """
 
 
+def written(path: Path) -> str:
+    """Return a path as ZConfig wants it: there, a dollar sign begins a name."""
+    return str(path).replace("$", "$$")
+
+
 def file_storage(source: Source, name: str = "") -> str:
     """Return the section of the FileStorage, never opened for writing."""
-    inner = f"<filestorage{{}}>\n  path {source.data_fs}\n  read-only true\n</filestorage>\n"
+    body = f"  path {written(source.data_fs)}\n  read-only true\n</filestorage>\n"
     if source.blobs is None:
-        return inner.format(name)
-    return f"<blobstorage{name}>\n  blob-dir {source.blobs}\n{inner.format('')}</blobstorage>\n"
+        return f"<filestorage{name}>\n{body}"
+    return f"<blobstorage{name}>\n  blob-dir {written(source.blobs)}\n<filestorage>\n{body}</blobstorage>\n"
 
 
 def relational(directory: Path, name: str = "") -> str:
     """Return the section of the SQLite database."""
-    return f"<relstorage{name}>\n{SQLITE.format(directory=directory)}</relstorage>\n"
+    return f"<relstorage{name}>\n{SQLITE.format(directory=written(directory))}</relstorage>\n"
 
 
 def write_configurations(directory: Path, source: Source) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from typing import Any
 from BTrees.LLBTree import LLTreeSet
 from ZODB.blob import Blob, is_blob_record
 from ZODB.broken import PersistentBroken
+from ZODB.interfaces import IBlobStorage
 from ZODB.serialize import referencesf
 from ZODB.utils import p64, u64
 
@@ -19,6 +20,10 @@ BLOCK = 1 << 16
 OBJECTS_BETWEEN_CACHE_SWEEPS = 1000
 
 Advance = Callable[[int], None]
+
+
+class SurveyError(Exception):
+    """The database cannot be read as it is configured; the text says what to do."""
 
 
 @dataclass
@@ -94,6 +99,8 @@ def survey(storage: Any, advance: Advance) -> Survey:
             result.state_bytes += len(record.data)
             blob = b""
             if is_blob_record(record.data):
+                if not IBlobStorage.providedBy(storage):
+                    raise SurveyError("The database has blobs. Say with --blobs where they are.")
                 with open(storage.loadBlob(record.oid, record.tid), "rb") as stream:
                     blob, size = digest(stream)
                 result.blobs += 1

@@ -335,7 +335,7 @@ class OptionNames:
             outer, dot, inner = name.partition(".")
             owner, found = self._find(outer if dot else name)
             if isinstance(found, RemovedOption):
-                found.warn(stacklevel=4)
+                found.warn(stacklevel=3)
                 continue
             target = resolved[owner]
             if dot and found.type.nested:

@@ -20,6 +20,7 @@ from ZODB.POSException import POSKeyError
 from relstorage.blobs.cleaning import BackgroundCleaner
 from relstorage.blobs.files import remove_if_present, room_needed, sync_file, try_lock
 from relstorage.blobs.layout import cached_files, cached_path, claim_cache, parse_cached
+from relstorage.blobs.reboot import current_boot, drop_unflushed
 from relstorage.blobs.scratch import Scratch
 from relstorage.blobs.staging import StagedFiles
 from relstorage.errors import TransientStorageError
@@ -41,7 +42,6 @@ class CachedBlobs:
     Files used within the last ``keep_seconds`` are spared, so that one whose path was just returned can be opened.
 
     With ``keep_committed`` false the cache holds only what was read: a local commit does not fill it.
-    With ``durable`` false a power cut may leave damaged files in the cache.
     ``patience`` is for how many seconds to wait for another process' download of a blob.
     """
 
@@ -56,15 +56,17 @@ class CachedBlobs:
         external_cleaner: bool = False,
         keep_committed: bool = True,
         keep_seconds: float = 5.0,
-        durable: bool = True,
         patience: float = 60.0,
     ):
         self.path = os.path.abspath(path)
         self._max_size = max_size
         self._keep_committed = keep_committed
-        self._durable = durable
         self._patience = patience
         claim_cache(self.path)
+        boot = current_boot()
+        self._flush = boot is None
+        if boot is not None:
+            drop_unflushed(self.path, boot)
         self._scratch = Scratch(os.path.join(self.path, "tmp"))
         self._cleaner: BackgroundCleaner | None = None
         if max_size is not None:
@@ -187,8 +189,8 @@ class CachedBlobs:
         """Move a complete file into the cache."""
         os.utime(path)
         set_not_writable(path)
-        if self._durable:
-            # A rename may reach the disk before the content: the cache would serve a damaged file after a power cut.
+        if self._flush:
+            # A rename may reach the disk before the content, and nothing tells later that there was a power cut.
             sync_file(path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         size = os.path.getsize(path)

@@ -158,9 +158,9 @@ class SharedBlobs:
         folder = os.path.dirname(target)
         changed.add(folder)
         for _ in range(100):
-            make_directories(folder, changed)
             # Another process may be pruning the directory, which was empty until now.
             with suppress(FileNotFoundError):
+                make_directories(folder, changed)
                 os.replace(path, target)
                 return
             if not os.path.exists(path):

@@ -91,17 +91,21 @@ class Statements:
     all_revisions: Statement = _one(
         "Every revision, by oid and tid, with its state.", "", "zoid tid state"
     )
+    object_revisions: Statement = _one("Every revision of some objects.", "oids", "zoid tid state")
+    revision_tids: Statement = _one("The tids of every revision of some objects.", "oids", "zoid tid")
     records_since: Statement = _one("Every revision with a larger tid.", "tid", "zoid tid state")
     pack_begin: Statement = _one(
         "Record a new pack run.", "run pack_tid view_tid phase collect started", ""
     )
+    pack_found: Statement = _one("Record what a run's mark saw.", "run pack_tid view_tid")
     pack_phase: Statement = _one("Change a run's phase.", "run phase")
     pack_progress: Statement = _one("Record how much a run has removed.", "run removed checked_tid")
     pack_run: Statement = _one(
         "The newest pack run.", "", "run pack_tid view_tid phase collect started removed checked_tid"
     )
     pack_add_garbage: Statement = _one("Record a revision to remove; whole = 1: with its object.", "run zoid tid whole")
-    pack_garbage: Statement = _one("The next revisions to remove, in oid order.", "run oid limit", "zoid tid whole")
+    pack_garbage: Statement = _one("The next revisions to remove, by oid and tid.", "run limit", "zoid tid whole")
+    pack_done: Statement = _one("Take what was removed, up to this revision, off the list.", "run oid tid")
     pack_is_garbage: Statement = _one("Which of these objects a run is to remove.", "run oids", "zoid")
     pack_count_garbage: Statement = _one("How much a run is to remove.", "run", "revisions objects")
     pack_rescue: Statement = _one("Take objects off the list.", "run oids")

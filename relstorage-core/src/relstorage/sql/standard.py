@@ -32,10 +32,14 @@ _shared: Texts = {
     "has_blob": "SELECT tid FROM blob_chunk WHERE zoid = :oid AND tid = :tid AND chunk_num = 0",
     "blob_revisions": "SELECT DISTINCT zoid, tid FROM blob_chunk ORDER BY zoid, tid",
     "all_revisions": "SELECT zoid, tid, state FROM object_state ORDER BY zoid, tid",
+    "object_revisions": "SELECT zoid, tid, state FROM object_state WHERE zoid ANY_OF(:oids)",
+    "revision_tids": "SELECT zoid, tid FROM object_state WHERE zoid ANY_OF(:oids)",
     "records_since": "SELECT zoid, tid, state FROM object_state WHERE tid > :tid",
     "pack_begin": """
         INSERT INTO rs_pack_run (run, pack_tid, view_tid, phase, collect, started, removed, checked_tid)
         VALUES (:run, :pack_tid, :view_tid, :phase, :collect, :started, 0, :view_tid)""",
+    "pack_found": """
+        UPDATE rs_pack_run SET pack_tid = :pack_tid, view_tid = :view_tid, checked_tid = :view_tid WHERE run = :run""",
     "pack_phase": "UPDATE rs_pack_run SET phase = :phase WHERE run = :run",
     "pack_progress": "UPDATE rs_pack_run SET removed = :removed, checked_tid = :checked_tid WHERE run = :run",
     "pack_run": """
@@ -44,7 +48,9 @@ _shared: Texts = {
     "pack_add_garbage": "INSERT INTO rs_pack_garbage (run, zoid, tid, whole) VALUES (:run, :zoid, :tid, :whole)",
     "pack_garbage": """
         SELECT zoid, tid, whole FROM rs_pack_garbage
-        WHERE run = :run AND zoid > :oid ORDER BY zoid, tid LIMIT :limit""",
+        WHERE run = :run ORDER BY zoid, tid LIMIT :limit""",
+    "pack_done": """
+        DELETE FROM rs_pack_garbage WHERE run = :run AND (zoid < :oid OR (zoid = :oid AND tid <= :tid))""",
     "pack_is_garbage": "SELECT zoid FROM rs_pack_garbage WHERE run = :run AND whole = 1 AND zoid ANY_OF(:oids)",
     "pack_count_garbage": "SELECT count(*), coalesce(sum(whole), 0) FROM rs_pack_garbage WHERE run = :run",
     "pack_rescue": "DELETE FROM rs_pack_garbage WHERE run = :run AND zoid ANY_OF(:oids)",

@@ -1,0 +1,164 @@
+"""Mark: find out, in one snapshot, what a pack may remove.
+
+Kept are, with history, the newest revision of each object at the pack's tid and all later ones; without, the current ones. An object
+stays if it was written after the pack's tid, or can be reached from the root or from such an object through kept revisions. What
+an unreadable record may refer to stays as well.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from relstorage.errors import PackError, UnreadableState
+from relstorage.ids import ROOT_OID
+from relstorage.packing.graph import Graph
+from relstorage.packing.progress import Reporter
+from relstorage.references import class_name, possible_references
+
+#: How many broken records and dangling references a report names; all are counted.
+NAMED = 1000
+
+
+class Broken(NamedTuple):
+    """A record that cannot be read."""
+
+    oid: int
+    tid: int
+    class_name: str
+
+
+class Mark:
+    """What a snapshot shows: the garbage, and what is wrong with the rest."""
+
+    def __init__(self, view: int, pack_tid: int):
+        self.view = view
+        self.pack_tid = pack_tid
+        self.objects = 0
+        self.reachable = 0
+        self.broken: list[Broken] = []
+        self.broken_count = 0
+        #: (oid, missing oid) of references from kept objects to nothing.
+        self.dangling: list[tuple[int, int]] = []
+        self.dangling_count = 0
+        # Garbage: oid, tid and whether the whole object goes.
+        self._oids = array("q")
+        self._tids = array("q")
+        self._whole = bytearray()
+        self.removable_objects = 0
+        self.removable_bytes = 0
+
+    @property
+    def removable_revisions(self) -> int:
+        """How many entries the list of garbage has."""
+        return len(self._oids)
+
+    def add_garbage(self, oid: int, tid: int, whole: bool, size: int) -> None:
+        """Put a revision, or an object with all its revisions, on the list."""
+        self._oids.append(oid)
+        self._tids.append(tid)
+        self._whole.append(whole)
+        self.removable_objects += whole
+        self.removable_bytes += size
+
+    def garbage(self) -> Iterator[tuple[int, int, int]]:
+        """Iterate over (oid, tid, whole)."""
+        return zip(self._oids, self._tids, self._whole, strict=True)
+
+    def note_dangling(self, oid: int, target: int) -> None:
+        """Count a reference to an object that does not exist."""
+        self.dangling_count += 1
+        if len(self.dangling) < NAMED:
+            self.dangling.append((oid, target))
+
+    def note_broken(self, oid: int, tid: int, state: bytes) -> None:
+        """Count a record that cannot be read."""
+        self.broken_count += 1
+        if len(self.broken) < NAMED:
+            self.broken.append(Broken(oid, tid, class_name(state)))
+
+
+def mark(
+    session: Any, sql: Any, pack_tid: int | None, collect: bool, find: Callable[[bytes], list[int]], reporter: Reporter
+) -> Mark:
+    """Read everything in the snapshot of ``session``, and return what a pack to ``pack_tid`` may remove.
+
+    With ``collect`` false, unreachable objects stay. ``find`` returns the references of a state.
+    """
+    view = session.row(sql.newest_tid)[0]
+    result = Mark(view, view if pack_tid is None else min(pack_tid, view))
+    reporter.begin("read", session.row(sql.object_count)[0])
+    graph, newest, sizes, roots, unreadable = Graph(), array("q"), array("q"), [ROOT_OID], []
+    for done, (oid, revisions) in enumerate(groupby(session.stream(sql.all_revisions), itemgetter(0)), 1):
+        targets, tid, size, is_root, lives = _object(oid, revisions, result, find, unreadable)
+        if not lives:
+            # Deleted before the pack's tid, and not made again.
+            result.add_garbage(oid, tid, True, size)
+            continue
+        graph.add(oid, targets)
+        newest.append(tid)
+        sizes.append(size)
+        if is_root:
+            roots.append(oid)
+        reporter.report(done)
+    graph.freeze()
+    _rescue_unreadable(graph, unreadable, result)
+    result.objects = len(graph)
+    reporter.begin("mark", len(graph))
+    result.reachable = graph.reach(roots, result.note_dangling, reporter.report)
+    if collect:
+        for place, oid in graph.unreached():
+            result.add_garbage(oid, newest[place], True, sizes[place])
+    reporter.report(result.reachable, final=True)
+    return result
+
+
+def _object(
+    oid: int, revisions: Iterator[Any], result: Mark, find: Callable[[bytes], list[int]], unreadable: list[Any]
+) -> tuple[list[int], int, int, bool, bool]:
+    """Return an object's references, newest tid, size, whether it is a root, and whether it lives."""
+    pack_tid = result.pack_tid
+    targets: list[int] = []
+    at_pack: Any = None
+    later = []
+    size = 0
+    for revision in revisions:
+        if revision[1] > pack_tid:
+            later.append(revision)
+        else:
+            if at_pack is not None:
+                result.add_garbage(oid, at_pack[1], False, len(at_pack[2] or b""))
+            at_pack = revision
+    if at_pack is not None:
+        if at_pack[2]:
+            later.append(at_pack)
+        elif not later:
+            return targets, at_pack[1], 0, False, False
+        else:
+            result.add_garbage(oid, at_pack[1], False, 0)
+    newest = 0
+    for _, tid, state in later:
+        newest = max(newest, tid)
+        if not state:
+            continue
+        size += len(state)
+        try:
+            targets += find(state)
+        except UnreadableState:
+            result.note_broken(oid, tid, state)
+            unreadable.append((oid, state))
+    return targets, newest, size, newest > pack_tid, True
+
+
+def _rescue_unreadable(graph: Graph, unreadable: list[tuple[int, bytes]], result: Mark) -> None:
+    for oid, state in unreadable:
+        try:
+            graph.add_late(oid, possible_references(state, graph.__contains__))
+        except UnreadableState as error:
+            raise PackError(
+                f"Packing: the record of object {oid:#x} can neither be read nor searched for references, so nothing can be "
+                f"told to be garbage. Nothing was removed. Pack through the storage that transforms the records. ({error})"
+            ) from error

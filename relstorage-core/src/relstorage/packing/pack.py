@@ -1,0 +1,215 @@
+"""A pack from beginning to end: the lock, the run, mark, sweep, and what it reports."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from relstorage import ids
+from relstorage.database import Database
+from relstorage.errors import MarkIncomplete
+from relstorage.packing.mark import Broken, Mark, mark
+from relstorage.packing.progress import PackProgress, Reporter
+from relstorage.packing.sweep import MARKED, MARKING, SWEEPING, Run, Sweep, newest_run, remove_orphaned_blobs
+from relstorage.references import choose
+
+log = logging.getLogger(__name__)
+
+#: How many entries of the list of garbage one transaction writes.
+LIST_BATCH = 10_000
+
+
+@dataclass
+class PackReport:
+    """What a pack found and did. Without a mark of its own (an earlier one was used) the findings are None."""
+
+    pack_tid: int = 0
+    run: int | None = None
+    objects: int | None = None
+    reachable: int | None = None
+    removable_revisions: int | None = None
+    removable_objects: int | None = None
+    removable_bytes: int | None = None
+    removed_revisions: int = 0
+    removed_objects: int = 0
+    rescued_objects: int = 0
+    removed_blob_files: int = 0
+    broken_records: int = 0
+    broken: list[Broken] = field(default_factory=list)
+    dangling_references: int = 0
+    dangling: list[tuple[int, int]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def take(self, found: Mark) -> None:
+        """Take over what a mark found."""
+        self.pack_tid = found.pack_tid
+        self.objects, self.reachable = found.objects, found.reachable
+        self.removable_revisions, self.removable_objects = found.removable_revisions, found.removable_objects
+        self.removable_bytes = found.removable_bytes
+        self.broken_records, self.broken = found.broken_count, found.broken
+        self.dangling_references, self.dangling = found.dangling_count, found.dangling
+
+
+def pack(
+    database: Database,
+    t: float | bytes | None,
+    referencesf: Callable[..., Any],
+    *,
+    prepack_only: bool = False,
+    skip_prepack: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[PackProgress], None] | None = None,
+) -> PackReport:
+    """Remove the revisions and objects that nobody needs to see the database as of ``t`` and later.
+
+    ``t`` is in seconds since the epoch; 8 bytes are a tid; None or a negative number mean now. ``prepack_only`` marks and
+    stops, ``skip_prepack`` removes what the last mark listed (its time counts, not ``t``), ``dry_run`` only reports.
+    Raise ``UnableToAcquirePackUndoLockError`` if another pack of the database is running, and ``MarkIncomplete`` if there
+    is no complete mark to use.
+    """
+    began = time.monotonic()
+    reporter = Reporter(database.hooks, progress)
+    find = choose(referencesf)
+    report = PackReport()
+    with database.adapter.pack_lock(0.0):
+        work = _Pack(database, find, reporter, report)
+        try:
+            if dry_run:
+                work.look(_tid(t))
+            elif skip_prepack:
+                work.sweep_marked()
+            elif prepack_only:
+                work.mark(_tid(t))
+            else:
+                work.resume()
+                work.mark(_tid(t))
+                work.sweep_marked()
+        finally:
+            work.close()
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def check_references(
+    database: Database, referencesf: Callable[..., Any], progress: Callable[[PackProgress], None] | None = None
+) -> PackReport:
+    """Follow every reference from the root and report those to objects that do not exist. Nothing is changed."""
+    return pack(database, None, referencesf, dry_run=True, progress=progress)
+
+
+def _tid(t: float | bytes | None) -> int | None:
+    if t is None:
+        return None
+    if isinstance(t, bytes):
+        return ids.to_int(t)
+    if t < 0:
+        return None
+    # A number that is no moment of our era is a tid.
+    return int(t) if t > 275085010696509852 else ids.tid_at(t)
+
+
+class _Pack:
+    """The steps of one pack, and the session they write with."""
+
+    def __init__(self, database: Database, find: Callable[[bytes], list[int]], reporter: Reporter, report: PackReport):
+        self._database = database
+        self._sql = database.statements
+        self._find = find
+        self._reporter = reporter
+        self._report = report
+        self._session = database.adapter.open_session("pack")
+
+    def close(self) -> None:
+        self._session.close()
+
+    def resume(self) -> None:
+        """Finish a sweep that was interrupted: what its mark listed is still garbage."""
+        run = newest_run(self._session, self._sql)
+        if run is not None and run.phase == SWEEPING:
+            log.info("Pack run %s of %s was interrupted; removing what it has marked", run.run, self._database.adapter.name)
+            self._sweep(run)
+
+    def look(self, pack_tid: int | None) -> Mark:
+        """Mark in memory."""
+        session = self._database.adapter.open_session("load")
+        try:
+            session.begin_snapshot()
+            found = mark(session, self._sql, pack_tid, self._database.options.pack_gc, self._find, self._reporter)
+        finally:
+            session.close()
+        self._report.take(found)
+        for broken in found.broken:
+            log.warning(
+                "Object %#x (%s) cannot be read in transaction %#x; whatever it may refer to is kept",
+                broken.oid,
+                broken.class_name,
+                broken.tid,
+            )
+        return found
+
+    def mark(self, pack_tid: int | None) -> None:
+        """Mark, and record the list of garbage bound to a new run."""
+        run = self._begin_run()
+        found = self.look(pack_tid)
+        garbage = found.garbage()
+        session, sql = self._session, self._sql
+        while True:
+            batch = [(run, *entry) for entry, _ in zip(garbage, range(LIST_BATCH), strict=False)]
+            if not batch:
+                break
+            session.begin_write()
+            session.run_many(sql.pack_add_garbage, batch)
+            session.commit()
+        session.begin_write()
+        session.run(sql.pack_found, (run, found.pack_tid, found.view))
+        # Only now may anybody sweep.
+        session.run(sql.pack_phase, (run, MARKED))
+        session.commit()
+        self._report.run = run
+
+    def _begin_run(self) -> int:
+        session, sql = self._session, self._sql
+        session.begin_write()
+        last = newest_run(session, sql)
+        run = 1
+        if last is not None:
+            run = last.run + 1
+            for step in sql.pack_forget_run:
+                session.run(step, (last.run,))
+        session.run(sql.pack_begin, (run, 0, 0, MARKING, int(self._database.options.pack_gc), int(time.time())))
+        session.commit()
+        return run
+
+    def sweep_marked(self) -> None:
+        """Sweep the newest run."""
+        run = newest_run(self._session, self._sql)
+        if run is None:
+            raise MarkIncomplete(
+                f"Packing {self._database.adapter.name}: there is no mark to use. Nothing was removed. "
+                "Run the pack without using an earlier mark."
+            )
+        self._sweep(run)
+
+    def _sweep(self, run: Run) -> None:
+        database, report = self._database, self._report
+        sweep = Sweep(self._session, database.adapter, self._find, self._reporter, database.options.pack_batch_timeout)
+        try:
+            sweep.run(run)
+        finally:
+            report.run, report.pack_tid = run.run, run.pack_tid
+            report.removed_objects += sweep.objects
+            report.removed_revisions += sweep.revisions
+            report.rescued_objects += sweep.rescued
+        if database.blobs is not None:
+            with database.store_sessions.session() as session:
+                report.removed_blob_files += remove_orphaned_blobs(session, self._sql, database.blobs, run.pack_tid)
+        log.info(
+            "Packed %s up to tid %#x: removed %s objects and revisions, kept %s that became reachable",
+            database.adapter.name,
+            run.pack_tid,
+            report.removed_revisions,
+            report.rescued_objects,
+        )
