@@ -33,6 +33,7 @@ from demonstration.survey import Survey, SurveyError, Walk, survey, walk
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITS = 200
+WIDTH_OF_A_LOG = 120
 OWN_KEY = "relstorage-demonstration"
 
 
@@ -67,7 +68,7 @@ class Demonstration:
         paths = write_configurations(self.directory, source)
         before = self.survey(paths["source"], "FileStorage", "read every revision")
         seconds = self.run_program("zodbconvert", paths["convert"])
-        size = sum(path.stat().st_size for path in (self.directory / "sqlite" / "data").rglob("*") if path.is_file())
+        size = self.sqlite_size()
         self.report.add(
             "zodbconvert",
             f"{rate(before.objects, 'objects', seconds)}, {megabytes(size)} in SQLite",
@@ -78,6 +79,9 @@ class Demonstration:
         after = self.survey(paths["database"], "SQLite", "read every revision")
         compare(counted(before), counted(after), "the conversion")
         return paths
+
+    def sqlite_size(self) -> int:
+        return sum(path.stat().st_size for path in (self.directory / "sqlite" / "data").rglob("*") if path.is_file())
 
     def survey(self, configuration: Path, name: str, action: str) -> Survey:
         with opened(configuration) as database, self.progress(f"{name}: {action}", "transactions") as advance:
@@ -130,9 +134,8 @@ class Demonstration:
                     connection.root()[OWN_KEY]["number"] = number
                 advance(1)
         seconds = time.perf_counter() - begun
-        self.report.add(
-            "Commit", f"{COMMITS} transactions, {rate(COMMITS, 'commits', seconds)}", seconds, commits=COMMITS
-        )
+        text = f"{COMMITS} transactions one after the other, {rate(COMMITS, 'commits', seconds)}"
+        self.report.add("Commit", text, seconds, commits=COMMITS)
 
     def undo(self, database: Any) -> None:
         """Change an object and a blob in one transaction, then undo it."""
@@ -156,13 +159,17 @@ class Demonstration:
     def pack(self, paths: dict[str, Path], reachable: Walk) -> None:
         """Pack, then look whether exactly the reachable objects are left."""
         seconds = self.run_program("zodbpack", "-d", "0", paths["storage"])
-        self.report.add("zodbpack", "", seconds)
+        self.report.add(
+            "zodbpack", f"removed the past and the garbage; {megabytes(self.sqlite_size())} in SQLite", seconds
+        )
         left = self.survey(paths["database"], "SQLite packed", "read every revision")
         if (left.objects, left.blobs) != (reachable.objects, reachable.blobs):
             raise Mismatch(
                 f"After the pack there are {left.objects} objects and {left.blobs} blobs; "
                 f"{reachable.objects} objects and {reachable.blobs} blobs are reachable."
             )
+        if left.revisions != left.objects:
+            raise Mismatch(f"After the pack there are {left.revisions} revisions of {left.objects} objects.")
         with opened(paths["database"]) as database:
             found = self.walk(database, "SQLite packed: load all")
         if found.content() != reachable.content():
@@ -250,7 +257,10 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     directory = options.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    demonstration = Demonstration(directory, Console())
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_OF_A_LOG)
+    demonstration = Demonstration(directory, console)
     try:
         if options.data_fs:
             source = instance.Source(options.data_fs, options.blobs)
@@ -260,7 +270,8 @@ def main() -> int:
             begun = time.perf_counter()
             with demonstration.console.status("Zope is at work"):
                 source = instance.make(home, options.documents, options.seed)
-            demonstration.report.add("Zope instance", str(source.data_fs), time.perf_counter() - begun)
+            text = f"{options.documents:,} documents"
+            demonstration.report.add("Zope instance", text, time.perf_counter() - begun)
         paths = demonstration.convert(source)
         demonstration.pack(paths, demonstration.use(paths))
         demonstration.verify(paths)

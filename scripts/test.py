@@ -61,7 +61,7 @@ def parts(environment: Environment, options: argparse.Namespace, report: Path) -
     if options.quick:
         return [Part("tests", [*tests, "--exitfirst", *options.paths])]
     return [
-        Part("style (ruff)", [python, "-m", "ruff", "check", "."]),
+        Part("style (ruff)", [python, "-m", "ruff", "check", "--output-format", "concise", "."]),
         Part("layers (import-linter)", [environment.program("lint-imports"), "--config", "pyproject.toml"]),
         Part("types (mypy)", [python, "-m", "mypy"]),
         Part("tests (pytest)", [*tests, *options.paths]),

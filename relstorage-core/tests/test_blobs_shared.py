@@ -100,10 +100,12 @@ def test_a_half_created_directory_is_new(tmp_path):
     assert (tmp_path / ".layout").read_text() == "bushy"
 
 
-@pytest.mark.parametrize("layout", ["zeocache", "something else"])
-def test_a_directory_of_another_kind_is_refused(tmp_path, layout):
+@pytest.mark.parametrize(
+    ("layout", "reason"), [("zeocache", "Set shared-blob-dir to false"), ("another", "'another' is unknown")]
+)
+def test_a_directory_of_another_kind_is_refused(tmp_path, layout, reason):
     (tmp_path / ".layout").write_text(layout)
-    with pytest.raises(LayoutError, match=str(tmp_path)):
+    with pytest.raises(LayoutError, match=reason):
         SharedBlobs(str(tmp_path))
     assert os.listdir(tmp_path) == [".layout"]
 

@@ -100,6 +100,36 @@ def test_a_superseded_revision_leaves_however_often_it_was_read():
     assert not cache.contains(1, 100)
 
 
+def with_a_superseded_object_in_front_of_main() -> StateCache:
+    """Return a full cache whose next eviction finds object 1, read often and superseded at 105."""
+    cache = cache_of(20)
+    for oid in range(20):
+        use(cache, oid)
+        use(cache, oid)
+    use(cache, 20)
+    assert not cache.contains(0, 100)
+    for _ in range(3):
+        use(cache, 1)
+    cache.learn(100, 110, [(1, 105)])
+    return cache
+
+
+def test_a_superseded_revision_does_not_go_round_in_the_main_queue():
+    cache = with_a_superseded_object_in_front_of_main()
+    use(cache, 21)
+    assert not cache.contains(1, 100)
+    assert cache.contains(2, 100)
+
+
+def test_the_next_revision_of_an_object_that_was_in_use_goes_to_the_main_queue():
+    cache = with_a_superseded_object_in_front_of_main()
+    use(cache, 21)
+    cache.remember(1, 105, bytes(SIZE), 110)
+    for oid in range(1000, 1100):
+        use(cache, oid)
+    assert cache.contains(1, 110)
+
+
 def test_the_next_revision_of_an_object_in_use_keeps_its_place():
     cache = cache_of(100)
     for oid in range(200):
@@ -108,6 +138,17 @@ def test_the_next_revision_of_an_object_in_use_keeps_its_place():
     cache.learn(100, 110, [(0, 105)])
     cache.remember(0, 105, bytes(SIZE), 110)
     for oid in range(1000, 1080):
+        cache.remember(oid, 50, bytes(SIZE), 110)
+    assert cache.contains(0, 110)
+
+
+def test_the_next_revision_of_an_object_that_was_hit_once_survives_a_scan():
+    cache = cache_of(100)
+    use(cache, 0)
+    use(cache, 0)
+    cache.learn(100, 110, [(0, 105)])
+    cache.remember(0, 105, bytes(SIZE), 110)
+    for oid in range(1000, 1200):
         cache.remember(oid, 50, bytes(SIZE), 110)
     assert cache.contains(0, 110)
 

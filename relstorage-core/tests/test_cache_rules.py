@@ -268,6 +268,20 @@ def test_a_poll_that_arrives_late_does_not_log_twice(cache):
     assert cache.statistics().log_length == 2
 
 
+def test_a_poll_that_arrives_late_does_not_hide_a_newer_change(cache):
+    cache.learn(100, 120, [(1, 115)])
+    cache.learn(100, 110, [(1, 105)])
+    cache.remember(1, 105, b"old", 110)
+    assert not cache.contains(1, 120)
+
+
+def test_a_poll_that_ends_below_the_floor_is_not_logged(cache):
+    cache.learn(110, 120, [])
+    cache.learn(100, 115, [(1, 105), (2, 115)])
+    assert cache.floor == 120
+    assert cache.statistics().log_length == 0
+
+
 def test_changes_after_the_end_of_a_poll_are_left_to_the_next(cache):
     cache.learn(100, 110, [(1, 111)])
     assert cache.statistics().log_length == 0

@@ -51,9 +51,9 @@ class Substitute:
 
 @implementer(IDriver)
 class SubstituteDriver:
-    name = "example.third"
+    name = "example.another"
     backend = "example"
-    aliases = ("Number 3",)
+    aliases = ("Number 1",)
     distribution = ""
 
     def check(self):
@@ -170,12 +170,13 @@ def test_a_backend_must_not_take_the_name_of_an_option_of_every_storage(nothing,
     @options_class
     class Taking(BackendOptions):
         pack_gc: bool = option(BOOL, True, "Taken.")
+        mode: bool = option(BOOL, True, "Half taken.", aliases=("name", "poll-interval"))
 
     class Greedy(Substitute):
         options_class = Taking
 
     register(Greedy(), IBackend, "example")
-    with pytest.raises(InvalidPlugin, match="options pack_gc have the names of options of every storage"):
+    with pytest.raises(InvalidPlugin, match="options name, pack_gc, poll_interval have names or aliases of"):
         nothing.load(BACKENDS, "example")
 
 
@@ -186,6 +187,12 @@ def test_a_driver_serves_the_backend_that_its_name_begins_with(nothing, register
     register(Stray(), IDriver, "other.third")
     with pytest.raises(InvalidPlugin, match="'backend' is 'example', but its name is 'other.third'"):
         nothing.load(DRIVERS, "other.third")
+
+
+def test_an_installed_plugin_is_verified(install):
+    install("example-wrong", {BACKENDS: {"wrong": "example_wrong:backend"}}, example_wrong="backend = object()")
+    with pytest.raises(InvalidPlugin, match="the backend 'wrong' does not keep the contract IBackend"):
+        Plugins().load(BACKENDS, "wrong")
 
 
 def test_a_plugin_is_verified_once(example, monkeypatch):
@@ -239,12 +246,12 @@ def test_auto_follows_the_order_of_the_backend(example):
 
 
 def test_auto_comes_to_the_drivers_of_others_last(example, register):
-    register(SubstituteDriver(), IDriver, "example.third")
+    register(SubstituteDriver(), IDriver, "example.another")
     plugins = Plugins()
     backend = plugins.load(BACKENDS, "example")
     assert plugins.driver_for(backend).name == "example.slow"
     plugins.load(DRIVERS, "example.slow").missing = "gone"
-    assert plugins.driver_for(backend).name == "example.third"
+    assert plugins.driver_for(backend).name == "example.another"
 
 
 @pytest.mark.parametrize(
@@ -256,10 +263,11 @@ def test_a_driver_is_chosen_by_any_spelling_of_its_name_or_alias(example, choice
 
 
 def test_a_driver_of_others_is_chosen_by_name(example, register):
-    register(SubstituteDriver(), IDriver, "example.third")
+    register(SubstituteDriver(), IDriver, "example.another")
     plugins = Plugins()
     backend = plugins.load(BACKENDS, "example")
-    assert plugins.driver_for(backend, "third").name == plugins.driver_for(backend, "number-3").name == "example.third"
+    assert plugins.driver_for(backend, "another").name == "example.another"
+    assert plugins.driver_for(backend, "number-1").name == "example.another"
 
 
 @pytest.mark.parametrize("choice", ["fast", "gevent fast"])

@@ -129,3 +129,9 @@ def test_a_pragma_may_have_a_size(tmp_path, name, written, value):
 def test_what_is_no_pragma_is_refused(tmp_path, name, value):
     with pytest.raises(ConfigurationError, match="is not the name and value of a pragma"):
         SqliteOptions(data_dir=tmp_path, pragmas={name: value})
+
+
+@pytest.mark.parametrize("name", ["journal_mode", "Busy_Timeout", "synchronous"])
+def test_a_pragma_that_is_not_for_the_user_is_left_out_and_says_why(tmp_path, name, caplog):
+    assert SqliteOptions(data_dir=tmp_path, pragmas={name: "1", "threads": 2}).pragmas == {"threads": "2"}
+    assert f"The pragma '{name.lower()}' has no effect." in caplog.text

@@ -161,6 +161,8 @@ def discard(site: Any, catalog: Any, documents: int, source: random.Random) -> N
 
 def fill(app: Any, documents: int, seed: int) -> None:
     """Make all of it in the order in which a site comes to be."""
+    # The catalog draws its document ids from the module.
+    random.seed(seed)
     source = random.Random(seed)
     site = make_site(app, source)
     catalog = make_catalog(site)

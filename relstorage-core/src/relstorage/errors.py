@@ -176,3 +176,10 @@ class MarkIncomplete(PackError):
 
 class UnreadableState(PackError):
     """A data record is not a pickle that ZODB can read, so what it refers to is not known for certain."""
+
+
+# --- copying
+
+
+class CopyError(RelStorageError):
+    """A copy was refused or could not go on; what it had copied until then is complete and durable."""

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import SplitResult
@@ -304,12 +304,12 @@ AnyOptions = TypeVar("AnyOptions", bound=DeclaredOptions)
 
 
 class OptionNames:
-    """Every name that one or several options classes accept. Where two accept the same, the first class has it."""
+    """Every name that one or several options classes accept."""
 
     def __init__(self, *classes: type[DeclaredOptions]):
         self.classes = classes
         self._found: dict[str, tuple[type[DeclaredOptions], OptionDeclaration | RemovedOption]] = {}
-        for each_class in reversed(classes):
+        for each_class in classes:
             for removed in each_class.removed:
                 self._found[removed.name] = (each_class, removed)
             for each in declared(each_class):
@@ -318,6 +318,9 @@ class OptionNames:
 
     def __contains__(self, name: str) -> bool:
         return spelled(name) in self._found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
 
     def find(self, name: str) -> OptionDeclaration | RemovedOption:
         """Return what is known about a name, or raise ``ConfigurationError`` with a suggestion."""

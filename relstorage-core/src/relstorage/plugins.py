@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -23,7 +25,7 @@ from zope.interface.verify import verifyObject
 from relstorage.errors import DuplicatePlugin, InvalidPlugin, PluginError, PluginUnavailable, UnknownPlugin
 from relstorage.hooks import check_observer
 from relstorage.interfaces.plugins import IBackend, IDriver, IStateCache
-from relstorage.options import BackendOptions, Options, declared
+from relstorage.options import BackendOptions, OptionNames, Options
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,14 @@ class PluginDescription:
 
 def installed_entry_points(group: str) -> Iterable[metadata.EntryPoint]:
     """Return the entry points of a group in the distributions on ``sys.path``."""
-    return metadata.entry_points(group=group)
+    return _scan(tuple(sys.path)).get(group, ())
+
+
+@cache
+def _scan(path: tuple[str, ...]) -> dict[str, tuple[metadata.EntryPoint, ...]]:
+    # Reading the metadata of every installed distribution takes longer than opening a database, and it stays the same.
+    found = metadata.entry_points()
+    return {group: tuple(found.select(group=group)) for group in (BACKENDS, DRIVERS, CACHES, HOOKS)}
 
 
 class Plugins:
@@ -332,9 +341,9 @@ def _beyond_interface(group: str, name: str, plugin: Any) -> Iterator[str]:
         if not (isinstance(options_class, type) and issubclass(options_class, BackendOptions)):
             yield "Its attribute 'options_class' is not a subclass of relstorage.options.BackendOptions."
             return
-        common = {each.name for each in declared(options_class)} & {each.name for each in declared(Options)}
+        common = {*OptionNames(options_class)} & {*OptionNames(Options)}
         if common:
-            yield f"Its options {', '.join(sorted(common))} have the names of options of every storage."
+            yield f"Its options {', '.join(sorted(common))} have names or aliases of options of every storage."
 
 
 def _plain(name: str) -> str:

@@ -14,8 +14,8 @@ from relstorage.interfaces import IAdapter
 from zc.lockfile import LockError, LockFile
 from zope.interface import implementer
 
-from relstorage_sqlite import oids
 from relstorage_sqlite.drivers.settings import SessionSettings
+from relstorage_sqlite.oids import OidRanges
 from relstorage_sqlite.schema import SqliteSchema
 from relstorage_sqlite.statements import statements
 
@@ -39,14 +39,14 @@ class SqliteAdapter:
         self._data_dir = data_dir
         self._driver = driver
         self._settings = settings
-        self._shadow = os.path.join(data_dir, SHADOW)
+        self._oids = OidRanges(os.path.join(data_dir, SHADOW))
         self.schema = SqliteSchema(settings.path, keep_history, self.open_session, settings.lock_timeout)
 
     def open_session(self, role: str) -> Any:
         return self._driver.open_session(self._settings, role)
 
     def reserve_oids(self, session: Any, count: int, at_least: int = 0) -> range:
-        return oids.reserve(session, self._shadow, count, at_least)
+        return self._oids.reserve(session, count, at_least)
 
     @contextmanager
     def pack_lock(self, timeout: float = 0.0) -> Iterator[None]:

@@ -17,29 +17,41 @@ log = logging.getLogger(__name__)
 
 #: Each number in RelStorage's file stands for this many ids.
 _RANGE = 16
+#: RelStorage's file is written this many ids ahead, so that it is opened rarely.
+_AHEAD = 4096
 
 
-def reserve(session: Any, shadow: str, count: int, at_least: int) -> range:
-    """Reserve ``count`` ids above everything in use and above ``at_least``; make that durable and return them.
+class OidRanges:
+    """Reserves ranges of ids. ``shadow`` is the path of RelStorage's file."""
 
-    The reservation itself need not survive a power cut: whoever commits an object with such an id writes it later into the
-    same log, and the next range begins above that.
-    """
-    session.begin_write()
-    try:
-        row = session.script(
-            "SELECT max(coalesce((SELECT max(zoid) FROM object_state), 0), "
-            "coalesce((SELECT CAST(value AS INTEGER) FROM rs_meta WHERE name = 'reserved_oid'), 0))"
-        )
-        start = max(row[0][0], at_least, _read_shadow(shadow) if at_least == 0 else 0) + 1
-        stop = start + count
-        session.script(f"INSERT OR REPLACE INTO rs_meta VALUES ('reserved_oid', '{stop - 1}')")
-        session.commit()
-    except BaseException:
-        session.rollback()
-        raise
-    _write_shadow(shadow, stop - 1)
-    return range(start, stop)
+    def __init__(self, shadow: str):
+        self._shadow = shadow
+        #: The highest id that the shadow covers; None until it was read.
+        self._covered: int | None = None
+
+    def reserve(self, session: Any, count: int, at_least: int) -> range:
+        """Reserve ``count`` ids above everything in use and above ``at_least``; make that durable and return them."""
+        if self._covered is None:
+            # RelStorage may have written to the database since we last did.
+            self._covered = _read_shadow(self._shadow)
+            at_least = max(at_least, self._covered)
+        session.begin_write()
+        try:
+            row = session.script(
+                "SELECT max(coalesce((SELECT max(zoid) FROM object_state), 0), "
+                "coalesce((SELECT CAST(value AS INTEGER) FROM rs_meta WHERE name = 'reserved_oid'), 0))"
+            )
+            start = max(row[0][0], at_least) + 1
+            stop = start + count
+            session.script(f"INSERT OR REPLACE INTO rs_meta VALUES ('reserved_oid', '{stop - 1}')")
+            session.commit()
+        except BaseException:
+            session.rollback()
+            raise
+        if stop - 1 > self._covered or not os.path.exists(self._shadow):
+            self._covered = stop - 1 + _AHEAD
+            _write_shadow(self._shadow, self._covered)
+        return range(start, stop)
 
 
 def _read_shadow(path: str) -> int:

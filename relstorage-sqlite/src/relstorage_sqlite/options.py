@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +11,27 @@ from urllib.parse import SplitResult, unquote
 from relstorage.errors import ConfigurationError
 from relstorage.options import COUNT, DIRECTORY, BackendOptions, OptionType, choice, option, options_class
 
+log = logging.getLogger(__name__)
+
 _SIZE = re.compile(r"(\d+)\s*(kb|mb|gb)", re.IGNORECASE)
 _UNITS = {"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
+
+
+# What this backend decides about itself. RelStorage overruled these without a word.
+_OURS = {
+    "busy_timeout": "Use the option 'commit-lock-timeout'.",
+    "journal_mode": "It is always WAL.",
+    "synchronous": "Use the option 'synchronous'.",
+}
 
 
 def _to_pragmas(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is not a mapping of names to values")
-    return {str(name).strip().lower(): _pragma(str(name).strip().lower(), item) for name, item in value.items()}
+    pragmas = {str(name).strip().lower(): item for name, item in value.items()}
+    for name in pragmas.keys() & _OURS:
+        log.warning("The pragma %r has no effect. %s", name, _OURS[name])
+    return {name: _pragma(name, item) for name, item in pragmas.items() if name not in _OURS}
 
 
 def _pragma(name: str, value: Any) -> str:

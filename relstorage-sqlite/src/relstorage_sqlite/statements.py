@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from relstorage.sql import Dialect, Statements
 from relstorage.sql.standard import Texts, texts
 
@@ -18,6 +20,7 @@ _PRESERVING: Texts = {
 }
 
 
+@cache
 def statements(keep_history: bool) -> Statements:
     """Return the statements of a history mode."""
     return Statements.render(DIALECT, texts(keep_history, _PRESERVING if keep_history else None))

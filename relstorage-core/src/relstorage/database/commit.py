@@ -126,6 +126,16 @@ class Spool:
         for oid, (base, kind, _) in sorted(self._records.items()):
             yield oid, base, kind
 
+    def rows(self, tid: int, count: int) -> Iterator[tuple[Any, ...]]:
+        """Iterate over the first ``count`` of (oid, tid, state) in oid order, leaving out removals."""
+        for oid, (_, _, kept) in sorted(self._records.items()):
+            if kept is not None:
+                yield (oid, tid, kept if type(kept) is bytes else self._state(kept))[:count]
+
+    def removals(self) -> list[int]:
+        """Return the oids of staged removals in order."""
+        return sorted(oid for oid, record in self._records.items() if record[2] is None)
+
     def close(self) -> None:
         """Forget everything."""
         self._records.clear()
@@ -243,11 +253,10 @@ class DirectCommit:
                 # A blob that a copy takes over must survive until then.
                 session.run(step, ([oid for oid in oids if oid not in commit.blob_copies],))
         for step in sql.put_revision if commit.restoring else sql.put:
-            count = len(step.parameters)
-            session.run_many(step, ((r.oid, tid, r.state)[:count] for r in commit.records if r.state is not None))
-        for record in (r for r in commit.records if r.state is None):
+            session.run_many(step, commit.records.rows(tid, len(step.parameters)))
+        for oid in commit.records.removals():
             for step in sql.remove:
-                session.run(step, step.fit((record.oid, tid)))
+                session.run(step, step.fit((oid, tid)))
         for oid, from_tid in commit.blob_copies.items():
             session.run(sql.copy_blob, (oid, tid, from_tid))
         for oid, path in commit.blobs:

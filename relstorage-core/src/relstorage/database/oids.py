@@ -1,6 +1,6 @@
 """The supply of new object ids: ranges are reserved in the database, ids are handed out from memory.
 
-A range doubles while the demand lasts, so that a bulk import asks the database rarely and an idle process wastes little.
+Ranges grow while the demand lasts, so that a bulk import asks the database rarely and an idle process wastes little.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 
-SMALLEST_RANGE = 16
+SMALLEST_RANGE = 64
 LARGEST_RANGE = 4096
-#: A range that lasted shorter than this, in seconds, is followed by one twice as large.
+#: A range that lasted shorter than this, in seconds, is followed by one four times as large.
 BUSY = 1.0
 
 
@@ -34,7 +34,7 @@ class OidSupply:
                     return oid
             now = time.monotonic()
             if now - self._reserved_at < BUSY:
-                self._size = min(self._size * 2, LARGEST_RANGE)
+                self._size = min(self._size * 4, LARGEST_RANGE)
             else:
                 self._size = SMALLEST_RANGE
             self._reserved_at = now

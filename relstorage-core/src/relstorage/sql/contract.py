@@ -38,6 +38,7 @@ class Statements:
     current_tid: Statement = _one("The tid of an object's current revision.", "oid", "tid")
     current_tids: Statement = _one("The tids of the current revisions of many objects.", "oids", "zoid tid")
     current_records: Statement = _one("All current records from an oid on, in oid order.", "oid", "zoid state tid")
+    current_range: Statement = _one("The current revisions between two oids, included.", "first last", "zoid state tid")
     object_count: Statement = _one("How many current objects there are.", "", "objects")
 
     # --- revisions
@@ -117,6 +118,20 @@ class Statements:
     remove_revision: tuple[Statement, ...] = _steps("Remove one revision that is not current.", "oid tid")
     pack_finish: tuple[Statement, ...] = _steps("Tidy up after the last removal.", "tid")
     prune_removed: Statement = _one("Forget removals up to a tid.", "tid")
+
+    # --- surveying
+    newest_transaction: Statement = _one("The largest tid of a transaction whose records are here; 0 without any.", "", "tid")
+    revision_count: Statement = _one("How many revisions there are.", "", "revisions")
+    object_facts: Statement = _one(
+        "Every object in oid order with its current tid; no size where that revision is missing, 0 where the object is removed.",
+        "",
+        "zoid tid size",
+    )
+    revision_facts: Statement = _one(
+        "Every revision, by oid and tid, with its state and what was recorded of it; no md5 where none is kept.",
+        "",
+        "zoid tid state size md5",
+    )
 
     # --- meta
     get_meta: Statement = _one("A fact about the database.", "name", "value")

@@ -21,6 +21,7 @@ _shared: Texts = {
     "current_tid": "SELECT tid FROM $current WHERE zoid = :oid",
     "current_tids": "SELECT zoid, tid FROM $current WHERE zoid ANY_OF(:oids)",
     "current_records": "SELECT zoid, state, tid FROM $current_state WHERE zoid >= :oid ORDER BY zoid",
+    "current_range": "SELECT zoid, state, tid FROM $current_state WHERE zoid >= :first AND zoid <= :last",
     "object_count": "SELECT count(*) FROM $current",
     "revision_state": "SELECT state FROM object_state WHERE zoid = :oid AND tid = :tid",
     "following_tid": "SELECT min(tid) FROM object_state WHERE zoid = :oid AND tid > :tid",
@@ -59,6 +60,7 @@ _shared: Texts = {
         "DELETE FROM rs_pack_run WHERE run = :run",
     ),
     "prune_removed": "DELETE FROM rs_removed WHERE tid <= :tid",
+    "revision_count": "SELECT count(*) FROM object_state",
     "get_meta": "SELECT value FROM rs_meta WHERE name = :name",
     "set_meta": """
         INSERT INTO rs_meta (name, value) VALUES (:name, :value)
@@ -67,6 +69,9 @@ _shared: Texts = {
 
 _history_free: Texts = {
     "state_before": "SELECT state, tid FROM object_state WHERE zoid = :oid AND tid < :tid",
+    "newest_transaction": "SELECT coalesce(max(tid), 0) FROM object_state",
+    "object_facts": "SELECT zoid, tid, state_size FROM object_state ORDER BY zoid",
+    "revision_facts": "SELECT zoid, tid, state, state_size, NULL FROM object_state ORDER BY zoid, tid",
     "history": "SELECT tid, '', '', '', state_size FROM object_state WHERE zoid = :oid LIMIT :limit",
     "newest_tid": """
         SELECT max(coalesce((SELECT max(tid) FROM object_state), 0), coalesce((SELECT max(tid) FROM rs_removed), 0))""",
@@ -126,6 +131,13 @@ _raise_current = """
 _is_current = "EXISTS (SELECT 1 FROM current_object WHERE current_object.zoid = :oid AND current_object.tid = :tid)"
 
 _history_preserving: Texts = {
+    "newest_transaction": 'SELECT coalesce(max(tid), 0) FROM "transaction"',
+    "object_facts": """
+        SELECT current_object.zoid, current_object.tid, object_state.state_size
+        FROM current_object LEFT JOIN object_state
+        ON object_state.zoid = current_object.zoid AND object_state.tid = current_object.tid
+        ORDER BY current_object.zoid""",
+    "revision_facts": "SELECT zoid, tid, state, state_size, md5 FROM object_state ORDER BY zoid, tid",
     "state_before": """
         SELECT state, tid FROM object_state WHERE zoid = :oid AND tid < :tid ORDER BY tid DESC LIMIT 1""",
     "history": """

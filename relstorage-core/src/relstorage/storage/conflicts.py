@@ -52,7 +52,7 @@ class Resolver(ConflictResolvingStorage):
         try:
             # An object that another transaction made or removed leaves nothing to merge with.
             if staged.kind.value or staged.state is None or conflict.tid is None or not conflict.state or not conflict.base:
-                raise ConflictError(oid=oid, serials=(to_bytes(conflict.tid or 0), base), data=staged.state or b"")
+                raise ConflictError(oid=oid, serials=(to_bytes(conflict.tid or 0), base), data=staged.state or None)
             merged = self.tryToResolveConflict(oid, to_bytes(conflict.tid), base, staged.state, conflict.state)
         except ConflictError:
             if tell is not None:

@@ -15,10 +15,10 @@ from ZODB.POSException import POSKeyError
 
 from relstorage.errors import RelStorageError, SnapshotLost
 from relstorage.ids import to_bytes
+from relstorage.storage.readahead import ReadAhead
 
 #: The oid in a list of changes that stands for every object.
 EVERYTHING = -1
-
 
 class Reader:
     """The reading half of one storage."""
@@ -34,6 +34,7 @@ class Reader:
         self.view = -1
         #: The view that the last poll reported; changes after it are still to be told.
         self.reported: int | None = None
+        self._ahead = ReadAhead()
         #: The tids of own commits, whose changes are no news here.
         self._own: set[int] = set()
         # Only reads without a snapshot take it: with one, a storage is used by one thread at a time.
@@ -44,8 +45,8 @@ class Reader:
     def poll(self) -> list[int] | None:
         """Move to the newest view; return the oids that others changed since the last poll, None if any may have."""
         previous = self.reported
-        changes = self._begin(previous)
-        self.reported = self.view
+        view, changes = self._begin(previous)
+        self.view = self.reported = view
         changed: list[int] | None
         if previous is None:
             changed = []
@@ -56,11 +57,11 @@ class Reader:
             changed = list({oid for oid, tid in changes if tid not in own})
         self._own.clear()
         if self._tell_poll:
-            self._hooks.relstorage_polled(view=self.view, changed=None if changed is None else len(changed))
+            self._hooks.relstorage_polled(view=view, changed=None if changed is None else len(changed))
         return changed
 
-    def _begin(self, previous: int | None) -> list[tuple[int, int]] | None:
-        """Begin a snapshot, teach the cache what it did not know, and return the changes since ``previous``."""
+    def _begin(self, previous: int | None) -> tuple[int, list[tuple[int, int]] | None]:
+        """Begin a snapshot, teach the cache what it did not know; return the view and the changes since ``previous``."""
         self.end()
         session = self._session
         if session is None or session.lost:
@@ -73,23 +74,21 @@ class Reader:
             if horizon < 0:
                 view = session.row(sql.newest_tid)[0]
                 cache.learn(None, view, ())
-                self.view = view
-                return [] if previous == view else None
+                return view, [] if previous == view else None
             rows = session.rows(sql.changes_since, (horizon,))
             if rows:
                 view = rows[-1][1]
                 cache.learn(horizon, view, [row for row in rows if row[0] is not None])
             else:
                 view = horizon
-            self.view = view
             if previous is None or previous == view:
-                return []
+                return view, []
             changes = cache.changes(previous, view)
             if changes is None:
                 changes = [row for row in session.rows(sql.changes_since, (previous,)) if row[0] is not None]
             if any(oid == EVERYTHING for oid, _ in changes):
-                return None
-            return changes
+                return view, None
+            return view, changes
         except RelStorageError:
             self.end()
             raise
@@ -97,6 +96,7 @@ class Reader:
     def end(self) -> None:
         """End the snapshot; the connection holds no transaction afterwards."""
         self.view = -1
+        self._ahead.clear()
         session = self._session
         if session is not None and session.in_transaction:
             session.rollback()
@@ -106,15 +106,25 @@ class Reader:
         self._own.add(tid)
 
     @contextmanager
-    def snapshot(self) -> Iterator[Any]:
-        """Give the session within a snapshot: the storage's own, or a short one."""
+    def snapshot(self) -> Iterator[tuple[Any, int]]:
+        """Give the session within a snapshot, and the view: the storage's own, or a short one of the newest state."""
         if self.view >= 0:
-            yield self._usable()
+            yield self._usable(), self.view
             return
         with self._lock:
-            self._begin(None)
+            # The view of a short snapshot is not set: other threads would take the snapshot for theirs.
+            view, _ = self._begin(None)
             try:
-                yield self._session
+                yield self._session, view
+            finally:
+                self.end()
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Let the reads of other threads that have no snapshot wait, and end the snapshot afterwards."""
+        with self._lock:
+            try:
+                yield
             finally:
                 self.end()
 
@@ -140,21 +150,32 @@ class Reader:
     def load_missing(self, oid: int) -> tuple[bytes, bytes]:
         """Read the current revision, which the cache does not have, and remember it there."""
         if self.view >= 0:
-            return self._load_row(self._usable(), oid)
-        with self.snapshot() as session:
-            return self._cache.lookup(oid, self.view) or self._load_row(session, oid)
+            ahead = self._ahead
+            found = ahead.waiting.pop(oid, None)
+            if found is not None:
+                ahead.took(oid)
+                state, tid = found
+                self._cache.remember(oid, tid, state, self.view)
+                return state, to_bytes(tid)
+            session = self._usable()
+            span = ahead.span(oid)
+            if span > 1:
+                ahead.fill(session.rows(self._sql.current_range, (oid + 1, oid + span)))
+            return self._load_row(session, oid, self.view)
+        with self.snapshot() as (session, view):
+            return self._cache.lookup(oid, view) or self._load_row(session, oid, view)
 
-    def _load_row(self, session: Any, oid: int) -> tuple[bytes, bytes]:
+    def _load_row(self, session: Any, oid: int, view: int) -> tuple[bytes, bytes]:
         row = session.row(self._sql.current_state, (oid,))
         if row is None or not row[0]:
             raise POSKeyError(to_bytes(oid))
         state, tid = row
-        self._cache.remember(oid, tid, state, self.view)
+        self._cache.remember(oid, tid, state, view)
         return state, to_bytes(tid)
 
     def load_before(self, oid: int, before: int) -> tuple[bytes, bytes, bytes | None] | None:
         """Return state, tid and following tid of the newest revision below ``before``; None if all are newer."""
-        with self.snapshot() as session:
+        with self.snapshot() as (session, _):
             row = session.row(self._sql.state_before, (oid, before))
             if row is None:
                 if session.row(self._sql.current_tid, (oid,)) is None:
@@ -173,17 +194,11 @@ class Reader:
             record = self._cache.lookup(oid, self.view)
             if record is not None and record[1] == to_bytes(tid):
                 return record[0]
-        with self.snapshot() as session:
+        with self.snapshot() as (session, _):
             row = session.row(self._sql.revision_state, (oid, tid))
         if row is None or not row[0]:
             raise POSKeyError(to_bytes(oid))
         return row[0]
-
-    def current_tid(self, oid: int) -> int | None:
-        """Return the tid of the current revision in the view, or None."""
-        with self.snapshot() as session:
-            row = session.row(self._sql.current_tid, (oid,))
-            return None if row is None else row[0]
 
     def prefetch(self, oids: Iterable[int]) -> None:
         """Bring the current revisions that the cache lacks into it, in one query."""

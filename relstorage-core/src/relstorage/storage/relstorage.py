@@ -23,7 +23,7 @@ from relstorage.database.commit import Kind, Metadata
 from relstorage.ids import MAX_TID, seconds_at, to_bytes, to_int
 from relstorage.storage import undo as undoing
 from relstorage.storage.conflicts import Resolver
-from relstorage.storage.copying import copy_transactions
+from relstorage.storage.copying import BatchTarget, copy_transactions
 from relstorage.storage.iteration import CurrentRecords, TransactionIterator
 from relstorage.storage.reading import Reader
 from relstorage.storage.transactions import Commit
@@ -102,8 +102,8 @@ class RelStorage:
         """Return the newest tid in the view, or in the database without one."""
         if self._reader.view >= 0:
             return to_bytes(self._reader.view)
-        with self._reader.snapshot():
-            return to_bytes(self._reader.view)
+        with self._reader.snapshot() as (_, view):
+            return to_bytes(view)
 
     def getExtensionMethods(self) -> dict[str, None]:
         """Return no methods: nothing is offered to ZEO's clients beyond the interfaces."""
@@ -190,10 +190,7 @@ class RelStorage:
 
     def getTid(self, oid: bytes) -> bytes:
         """Return the tid of an object's current revision."""
-        tid = self._reader.current_tid(to_int(oid))
-        if tid is None:
-            raise POSKeyError(oid)
-        return to_bytes(tid)
+        return self.load(oid)[1]
 
     def prefetch(self, oids: Iterable[bytes]) -> None:
         """Bring objects into the state cache in one query."""
@@ -248,7 +245,10 @@ class RelStorage:
             raise StorageTransactionError("Duplicate tpc_begin calls for the same transaction")
         self._committing.acquire()
         metadata = Metadata(
-            transaction.user, transaction.description, transaction.extension_bytes, packed=status == "p"
+            _as_bytes(transaction.user),
+            _as_bytes(transaction.description),
+            transaction.extension_bytes,
+            packed=status == "p",
         )
         self._commit = Commit(
             self._database, transaction, metadata, self._reader.reported, None if tid is None else to_int(tid)
@@ -295,12 +295,12 @@ class RelStorage:
     def tpc_finish(self, transaction: Any, func: Callable[[bytes], Any] = lambda tid: None) -> bytes:
         """Commit; return the tid once the transaction is durable. ``func`` gets the tid before others can see it."""
         commit = self._in(transaction)
-        try:
-            tid = commit.finish(func)
-        finally:
-            self._end_commit()
-        self._reader.note_own(tid)
-        self._reader.end()
+        with self._reader.held_back():
+            try:
+                tid = commit.finish(func)
+            finally:
+                self._end_commit()
+            self._reader.note_own(tid)
         return to_bytes(tid)
 
     def tpc_abort(self, transaction: Any) -> None:
@@ -411,7 +411,7 @@ class RelStorage:
 
     def _download(self, oid: int, tid: int, path: str) -> bool:
         number = 0
-        with self._reader.snapshot() as session:
+        with self._reader.snapshot() as (session, _):
             row = session.row(self._statements.blob_chunk, (oid, tid, 0))
             if row is None:
                 return False
@@ -443,7 +443,8 @@ class RelStorage:
 
     def copyTransactionsFrom(self, other: Any) -> None:
         """Copy every transaction of another storage, blobs included, with their tids."""
-        copy_transactions(other, self, self._database.hooks)
+        self._refuse_if_read_only()
+        copy_transactions(other, BatchTarget(self._database), self._database.hooks)
 
     def zap_all(self, reset_oid: bool = True, slow: bool = False) -> None:
         """Remove every object and transaction. ``slow`` is accepted for the sake of RelStorage's callers."""
@@ -462,6 +463,11 @@ class RelStorage:
             database.oids.restart()
         if database.blobs is not None:
             database.blobs.clear()
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    # ZODB's metadata are bytes, but some callers assign a str.
+    return text.encode() if isinstance(text, str) else text
 
 
 def _history_entry(oid: int, tid: int, username: Any, description: Any, extension: Any, size: int) -> dict[str, Any]:

@@ -144,12 +144,11 @@ class Commit:
             return
         remember = self._database.cache.remember
         room = CACHED_PER_COMMIT
-        for record in self.staged.records:
-            if record.state is not None:
-                room -= len(record.state)
-                if room < 0:
-                    break
-                remember(record.oid, tid, record.state, tid)
+        for oid, _, state in self.staged.records.rows(tid, 3):
+            room -= len(state)
+            if room < 0:
+                break
+            remember(oid, tid, state, tid)
 
     def abort(self) -> None:
         """Undo everything. Never raise: the transaction that failed has an error of its own."""

@@ -89,7 +89,8 @@ class SqliteSession:
         """Take the write lock of the file.
 
         SQLite's own busy handler sleeps up to 100 ms at a time, so that a queue of writers moves slowly. Here the pauses
-        stay short, and random so that waiting processes do not march in step.
+        stay short, and random so that waiting processes do not march in step. Who has waited for long asks more often, or
+        newcomers would always be faster.
         """
         limit = self._lock_timeout if timeout is None else timeout
         started = time.monotonic()
@@ -109,7 +110,7 @@ class SqliteSession:
                         waited=waited,
                     ) from error
             time.sleep(min(pause * random.uniform(0.5, 1.5), max(0.0, limit - waited)))
-            pause = min(pause * 1.5, 0.004)
+            pause = min(pause * 1.5, 0.004 / max(1.0, 4 * waited))
 
     def commit(self) -> None:
         try:
@@ -243,8 +244,8 @@ class StdlibDriver:
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
-            # Sessions that write wait in begin_write; the others meet a lock only while a file is being recovered.
-            timeout=0 if role in ("store", "pack") else settings.lock_timeout,
+            # A lock is met here while another connection recovers or closes the log.
+            timeout=settings.lock_timeout,
         )
         if role != "schema":
             for name, value in settings.pragmas.items():
@@ -254,6 +255,8 @@ class StdlibDriver:
                 connection.execute("PRAGMA query_only = 1").close()
             else:
                 connection.create_function("md5_hex", 1, _md5_hex, deterministic=True)
+                # From now on begin_write does the waiting.
+                connection.execute("PRAGMA busy_timeout = 0").close()
         return connection
 
     def open_session(self, settings: SessionSettings, role: str) -> SqliteSession:

@@ -1,0 +1,144 @@
+"""From what is given on the command line to storages: ZConfig files, also Zope's, and URIs."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from typing import Any
+
+import ZConfig
+
+from relstorage.cli.running import Unusable
+from relstorage.config.zconfig import RelStorageFactory
+
+_CONVERSION = """
+<schema>
+  <import package="ZODB"/>
+  <section type="ZODB.storage" name="source" attribute="source" required="yes"/>
+  <section type="ZODB.storage" name="destination" attribute="destination" required="yes"/>
+</schema>
+"""
+
+_STORAGES = """
+<schema>
+  <import package="ZODB"/>
+  <multisection type="ZODB.storage" name="*" attribute="storages"/>
+  <multisection type="ZODB.database" name="*" attribute="databases"/>
+</schema>
+"""
+
+_ZOPE_SECTION = re.compile(r"^\s*<zodb_db\b", re.MULTILINE)
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+@dataclass(frozen=True)
+class ConfiguredStorage:
+    """A storage that a configuration describes, not opened yet."""
+
+    name: str
+    factory: Callable[[], Any]
+    section: Any = None
+
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
+        """Open the storage for the length of a block."""
+        storage = self.factory()
+        try:
+            yield storage
+        finally:
+            storage.close()
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a ``<relstorage>`` section."""
+        return isinstance(self.section, RelStorageFactory)
+
+    def read_only(self) -> ConfiguredStorage:
+        """Return the same storage, to be opened so that nothing in it changes, where its kind can do that."""
+        section = self.section
+        if isinstance(section, RelStorageFactory):
+            options = section.options
+            values = {each.name: getattr(options, each.name) for each in fields(options)}
+            section.options = type(options)(**{**values, "read_only": True, "create_schema": False})
+        elif section is not None:
+            inner = section.config
+            while not hasattr(inner, "read_only") and hasattr(inner, "base"):
+                inner = inner.base.config
+            if hasattr(inner, "read_only"):
+                inner.read_only = True
+        return self
+
+
+def conversion_storages(path: str) -> tuple[ConfiguredStorage, ConfiguredStorage]:
+    """Return the storages of the sections named ``source`` and ``destination`` of a file."""
+    configuration = _load(_schema(_CONVERSION), path, _text(path))
+    return _configured("source", configuration.source), _configured("destination", configuration.destination)
+
+
+def configured_storages(argument: str) -> list[ConfiguredStorage]:
+    """Return the storages of a file, in its order, or the one that a URI names."""
+    if _URI.match(argument) and not os.path.exists(argument):
+        return [ConfiguredStorage(_without_secrets(argument), _resolved(argument))]
+    text = _text(argument)
+    if _ZOPE_SECTION.search(text):
+        found = [each.config.storage for each in _load(_zope_schema(argument), argument, text).databases]
+    else:
+        configuration = _load(_schema(_STORAGES), argument, text)
+        found = [*configuration.storages, *(each.config.storage for each in configuration.databases)]
+    if not found:
+        raise Unusable(f"{argument} describes no storage. Give it a section such as <relstorage>, <filestorage> or <zodb>.")
+    return [_configured(f"{argument}, storage {number}", section) for number, section in enumerate(found, 1)]
+
+
+def _configured(fallback: str, section: Any) -> ConfiguredStorage:
+    return ConfiguredStorage(section.name or fallback, section.open, section)
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise Unusable(f"There is no file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unusable(f"{path} cannot be read: {error}") from error
+
+
+def _schema(text: str) -> Any:
+    return ZConfig.loadSchemaFile(io.StringIO(text))
+
+
+def _zope_schema(path: str) -> Any:
+    found = find_spec("Zope2.Startup") if find_spec("Zope2") else None
+    if found is None or not found.submodule_search_locations:
+        raise Unusable(
+            f"{path} is a configuration of Zope, which is not installed here. "
+            "Run this program in Zope's environment, or write the storage into a file of its own."
+        )
+    return ZConfig.loadSchema(os.path.join(found.submodule_search_locations[0], "wsgischema.xml"))
+
+
+def _load(schema: Any, path: str, text: str) -> Any:
+    configuration, _ = ZConfig.loadConfigFile(schema, io.StringIO(text), f"file://{os.path.abspath(path)}")
+    return configuration
+
+
+def _resolved(uri: str) -> Callable[[], Any]:
+    try:
+        from zodburi import resolve_uri
+    except ImportError:
+        raise Unusable("URIs need zodburi. Try: pip install 'relstorage-core[zodburi]'") from None
+    try:
+        factory, _ = resolve_uri(uri)
+    except KeyError:
+        raise Unusable(f"Nothing that is installed knows the scheme of {_without_secrets(uri)}.") from None
+    return factory  # type: ignore[no-any-return]
+
+
+def _without_secrets(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri.partition("?")[0])

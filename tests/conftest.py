@@ -1,0 +1,81 @@
+"""Environments of their own, for what cannot live beside this project: RelStorage has the same import name. They are made once
+and kept in pytest's cache directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+MISSING = "NOT TESTED: "
+
+
+def missing(reason: str, *, fail: bool) -> NoReturn:
+    """Skip the test loudly, or fail it: ``fail`` tells whether a build server has to provide what is missing."""
+    if fail and os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(f"{MISSING}{reason}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end what was not tested for want of something."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = {each.longrepr[2].removeprefix("Skipped: ") for each in skipped if isinstance(each.longrepr, tuple)}
+    for reason in sorted(each for each in reasons if each.startswith(MISSING)):
+        terminalreporter.write_line(reason, red=True, bold=True)
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Let one test process at a time go on."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def find_python(*versions: str) -> str | None:
+    """Return the first Python of these versions that starts: by name, or where pyenv keeps it."""
+    candidates = [path for version in versions if (path := shutil.which(f"python{version}"))]
+    if shutil.which("pyenv"):
+        root = subprocess.run(["pyenv", "root"], capture_output=True, text=True).stdout.strip()
+        for version in versions:
+            candidates += sorted(map(str, Path(root).glob(f"versions/{version}.*/bin/python")))
+    for candidate in candidates:
+        # pyenv's python3.9 exists on PATH for versions that are not switched on, and fails.
+        told = subprocess.run([candidate, "-c", "import sys, venv; print(sys.executable)"], capture_output=True, text=True)
+        if told.returncode == 0:
+            return told.stdout.strip()
+    return None
+
+
+@pytest.fixture(scope="session")
+def environment(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Return a function that makes an environment with distributions from PyPI and returns the path of its Python."""
+    kept = request.config.cache.mkdir("environments")
+
+    def make(name: str, *requirements: str, python: str = sys.executable) -> str:
+        made_from = hashlib.sha256("\0".join((python, sys.version, *requirements)).encode()).hexdigest()[:12]
+        place = kept / f"{name}-{made_from}"
+        complete = place / "complete"
+        with only_one(kept / f"{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                install = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--prefer-binary"]
+                for command in ([python, "-m", "venv", str(place)], [*install, *requirements]):
+                    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                    if done.returncode:
+                        missing(f"{' '.join(requirements)} cannot be installed: {done.stdout[-2000:]}", fail=True)
+                complete.touch()
+        return str(place / "bin" / "python")
+
+    return make
