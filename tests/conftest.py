@@ -1,5 +1,5 @@
-"""Environments of their own, for what cannot live beside this project: RelStorage has the same import name. They are made once
-and kept in pytest's cache directory.
+"""Environments of their own, for what cannot live beside this project: RelStorage has the same import name. They are made
+once and kept in pytest's cache directory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -51,8 +51,9 @@ def find_python(*versions: str) -> str | None:
         for version in versions:
             candidates += sorted(map(str, Path(root).glob(f"versions/{version}.*/bin/python")))
     for candidate in candidates:
-        # pyenv's python3.9 exists on PATH for versions that are not switched on, and fails.
-        told = subprocess.run([candidate, "-c", "import sys, venv; print(sys.executable)"], capture_output=True, text=True)
+        # What pyenv puts on PATH fails for a version that is not switched on.
+        command = [candidate, "-c", "import sys, venv, ensurepip; print(sys.executable)"]
+        told = subprocess.run(command, capture_output=True, text=True)
         if told.returncode == 0:
             return told.stdout.strip()
     return None
@@ -60,10 +61,16 @@ def find_python(*versions: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def environment(request: pytest.FixtureRequest) -> Callable[..., str]:
-    """Return a function that makes an environment with distributions from PyPI and returns the path of its Python."""
+    """Return a function that makes an environment with distributions from PyPI and returns the path of its Python.
+
+    ``pythons`` are the versions of Python that they need, if it is not the one that runs the tests.
+    """
     kept = request.config.cache.mkdir("environments")
 
-    def make(name: str, *requirements: str, python: str = sys.executable) -> str:
+    def make(name: str, *requirements: str, pythons: Sequence[str] = ()) -> str:
+        python = find_python(*pythons) if pythons else sys.executable
+        if python is None:
+            missing(f"{requirements[0]} needs Python {' or '.join(pythons)}, and none of them was found", fail=False)
         made_from = hashlib.sha256("\0".join((python, sys.version, *requirements)).encode()).hexdigest()[:12]
         place = kept / f"{name}-{made_from}"
         complete = place / "complete"

@@ -1,5 +1,5 @@
-"""A data directory of RelStorage is taken over where it is, and can be given back: RelStorage and this project use one database in
-turns, through the same configuration and with the same program, each in an environment of its own.
+"""A data directory of RelStorage is taken over where it is, and can be given back: RelStorage and this project use one
+database in turns, through the same configuration and with the same program, each in an environment of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,15 @@ CONFIGURATION = """\
   </relstorage>
 </zodb>
 """
+
+
+#: How many commits are acknowledged before a process is killed.
+COMMITS = 20
+#: What a release needs besides: distributions, and versions of Python for which it has wheels.
+NEEDED: dict[str, tuple[list[str], list[str]]] = {
+    "4.3.0": (["ZODB<7"], []),
+    "3.5.0": (["ZODB<5.9"], ["3.9", "3.10", "3.8", "3.7"]),
+}
 
 
 class Case(NamedTuple):
@@ -65,7 +74,7 @@ def load_program() -> Any:
     return program
 
 
-run_here = load_program().run
+program = load_program()
 
 
 class Place:
@@ -76,13 +85,12 @@ class Place:
         self.case = case
         self.configuration = path / "zodb.conf"
         self._python = python
-        self.configuration.write_text(
-            CONFIGURATION.format(place=path, keep_history=str(case.keep_history).lower(), shared=str(case.shared).lower())
-        )
+        keep_history, shared = str(case.keep_history).lower(), str(case.shared).lower()
+        self.configuration.write_text(CONFIGURATION.format(place=path, keep_history=keep_history, shared=shared))
 
     def ours(self, *commands: list[str]) -> list[Any]:
         """Carry out commands with this project."""
-        results = run_here(str(self.configuration), commands)
+        results = program.run(str(self.configuration), commands)
         assert self.problems() == []
         return results
 
@@ -111,17 +119,12 @@ def new_place(path: Path, case: Case, python: str) -> Place:
 
 
 @pytest.fixture(scope="session")
-def python_with(environment: Callable[..., str], request: pytest.FixtureRequest) -> Callable[[str], str]:
+def python_with(environment: Callable[..., str]) -> Callable[[str], str]:
     """Return a function that returns a Python which has a release of RelStorage."""
-    from_here = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
 
     def find(release: str) -> str:
-        if release != "3.5.0":
-            return environment(f"relstorage-{release}", f"RelStorage=={release}", "ZODB<7")
-        python = from_here.find_python("3.9", "3.10", "3.8", "3.7")
-        if python is None:
-            from_here.missing("RelStorage 3.5.0 needs Python 3.7 to 3.10, and none was found", fail=False)
-        return environment(f"relstorage-{release}", f"RelStorage=={release}", "ZODB<5.9", python=python)
+        requirements, pythons = NEEDED[release]
+        return environment(f"relstorage-{release}", f"RelStorage=={release}", *requirements, pythons=pythons)
 
     return find
 
@@ -150,7 +153,7 @@ def database(made: Callable[[Case], Any], case: Case, tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def killed(database: Place) -> Iterator[int]:
+def killed(database: Place) -> int:
     """The number of the last commit that a process of ours acknowledged before it was killed."""
     process = subprocess.Popen(
         [sys.executable, str(PROGRAM), str(database.configuration), '[["write_for_ever"]]'], stdout=subprocess.PIPE
@@ -158,20 +161,28 @@ def killed(database: Place) -> Iterator[int]:
     acknowledged = 0
     for line in process.stdout:
         acknowledged = int(line)
-        if acknowledged == 20:
+        if acknowledged == COMMITS:
             process.kill()
     process.stdout.close()
     assert process.wait() == -9
-    yield acknowledged
+    return acknowledged
 
 
 def lasting(dump: dict[str, Any]) -> dict[str, Any]:
-    """Return what both see after a pack. A pack of ours is a transaction; RelStorage hides the history of what was packed."""
+    """Return what both see after a pack: ours counts as a transaction, and RelStorage hides the history of the rest."""
     return {name: value for name, value in dump.items() if name not in ("last transaction", "history of the root")}
 
 
+def records(dump: dict[str, Any], description: str) -> dict[str, str]:
+    """Return the records of the transaction with this description, as a mapping of oids to digests of states."""
+    [found] = [each[5] for each in dump["transactions"] if each[3] == description]
+    return {str(oid): state for oid, state in found}
+
+
 @over("case", CASES, ids=str)
-def test_everything_that_relstorage_shows_is_read_alike(case: Case, database: Place, made: Callable[[Case], Any]) -> None:
+def test_everything_that_relstorage_shows_is_read_alike(
+    case: Case, database: Place, made: Callable[[Case], Any]
+) -> None:
     _, seen_by_relstorage = made(case)
     assert database.ours(["dump"]) == [seen_by_relstorage]
 
@@ -184,26 +195,20 @@ def test_relstorage_reads_everything_that_was_written(case: Case, database: Plac
 
 @over("case", PRESERVING, ids=str)
 def test_a_transaction_of_relstorage_can_be_undone(case: Case, database: Place) -> None:
-    def correction(dump: dict[str, Any]) -> list[str]:
-        [transaction] = [each for each in dump["transactions"] if each[3] == "Correct"]
-        return [oid for oid, _ in transaction[5]]
-
     before, _, after = database.ours(["dump"], ["undo", "Correct"], ["dump"])
-    changed = [str(oid) for oid in correction(before)]
-    assert len(changed) == 10
-    first = next(each for each in before["transactions"] if each[3] == "Import")
-    imported = {str(oid): state for oid, state in first[5]}
-    assert {oid: after["objects"][oid][1] for oid in changed} == {oid: imported[oid] for oid in changed}
+    imported, corrected = records(before, "Import"), records(before, "Correct")
+    assert len(corrected) == 10
+    assert {oid: after["objects"][oid][1] for oid in corrected} == {oid: imported[oid] for oid in corrected}
     assert database.relstorage(["dump"]) == [after]
 
 
 @over("case", PRESERVING, ids=str)
 def test_the_undo_of_a_change_of_a_blob_brings_the_old_file_back(case: Case, database: Place) -> None:
     before, _, after = database.ours(["dump"], ["undo", "Change a blob"], ["dump"])
-    [[blob, _]] = next(each for each in before["transactions"] if each[3] == "Change a blob")[5]
-    old = load_program().digest(b"before")
-    assert before["blobs"][str(blob)] != old
-    assert after["blobs"][str(blob)] == old
+    [blob] = records(before, "Change a blob")
+    old = program.digest(b"before")
+    assert before["blobs"][blob] != old
+    assert after["blobs"][blob] == old
     assert database.relstorage(["dump"]) == [after]
 
 
@@ -235,8 +240,8 @@ def test_a_pack_removes_the_garbage_and_nothing_else(case: Case, database: Place
 @over("case", CASES, ids=str)
 def test_new_objects_get_new_oids_whoever_makes_them(case: Case, database: Place) -> None:
     highest = max(database.ours(["oids"])[0])
-    for use, label in ((database.ours, "1"), (database.relstorage, "2"), (database.ours, "3"), (database.relstorage, "4")):
-        oids, all_oids = use(["write", label], ["oids"])
+    for turn, use in enumerate((database.ours, database.relstorage, database.ours, database.relstorage)):
+        oids, all_oids = use(["write", f"turn {turn}"], ["oids"])
         assert min(oids) > highest
         highest = max(all_oids)
 

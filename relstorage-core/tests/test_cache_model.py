@@ -67,7 +67,7 @@ class Viewer:
 oids = st.sampled_from(OIDS)
 viewers = st.integers(0, 2)
 states = st.integers(0, 900).map(lambda size: bytes([size % 251]) * size or None)
-rarely = st.sampled_from([False] * 19 + [True])
+rarely = st.sampled_from([False] * 7 + [True])
 mostly = st.sampled_from([True, True, False])
 
 

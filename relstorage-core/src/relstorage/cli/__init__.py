@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import click
 
-from relstorage.cli.convert import convert
+from relstorage.cli.convert import convert as zodbconvert
+from relstorage.cli.info import info as _info
+from relstorage.cli.pack import pack_storages as zodbpack
+from relstorage.cli.plugins import plugins as _plugins
 from relstorage.cli.running import EXIT_STATUS
+from relstorage.cli.verify import verify as _verify
 
-__all__ = ["main", "zodbconvert"]
+__all__ = ["main", "zodbconvert", "zodbpack"]
 
 
 @click.group(epilog=EXIT_STATUS)
@@ -17,6 +21,5 @@ def main() -> None:
     """Tools for ZODB storages in relational databases."""
 
 
-zodbconvert = convert
-for command in (convert,):
-    main.add_command(command)
+for _command in (zodbconvert, zodbpack, _plugins, _verify, _info):
+    main.add_command(_command)

@@ -49,10 +49,10 @@ class Conflict(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a vote found. ``removed`` are the objects removed since the committing storage's view."""
+    """What a vote found. ``removals`` tells whether objects were removed that the transaction may still refer to."""
 
     conflicts: list[Conflict]
-    removed: frozenset[int]
+    removals: bool
 
 
 class Metadata(NamedTuple):
@@ -161,6 +161,13 @@ class StagedCommit:
         self.blobs: list[tuple[int, str]] = []
         #: oid -> tid of the revision whose blob the new revision gets.
         self.blob_copies: dict[int, int] = {}
+        #: The tids of transactions that are undone.
+        self.undone: list[int] = []
+
+    @property
+    def knows_removals_to(self) -> int:
+        """The tid after which a removal is news; what is restored, or stored without ever having polled, waits for none."""
+        return ids.MAX_TID if self.view is None or self.restoring else self.view
 
     def close(self) -> None:
         self.records.close()
@@ -227,10 +234,7 @@ class DirectCommit:
             return None if row is None else row[0]
 
         conflicts = find_conflicts(commit, current, committed_state)
-        removed: frozenset[int] = frozenset()
-        if commit.view is not None and not commit.restoring:
-            removed = frozenset(row[0] for row in session.rows(self._sql.removed_since, (commit.view,)))
-        return Verdict(conflicts, removed)
+        return Verdict(conflicts, session.row(self._sql.removals_since, (commit.knows_removals_to,)) is not None)
 
     def _current_tids(self, session: Any, oids: list[int]) -> dict[int, int]:
         if len(oids) == 1:
@@ -247,11 +251,9 @@ class DirectCommit:
         facts = commit.metadata
         for step in sql.begin_transaction:
             session.run(step, (tid, facts.packed, facts.username, facts.description, facts.extension))
-        oids = commit.records.oids()
-        if oids:
-            for step in sql.clear_blobs:
-                # A blob that a copy takes over must survive until then.
-                session.run(step, ([oid for oid in oids if oid not in commit.blob_copies],))
+        for step in sql.clear_blobs:
+            # A blob that a copy takes over must survive until then.
+            session.run_many(step, [(oid,) for oid in commit.records.oids() if oid not in commit.blob_copies])
         for step in sql.put_revision if commit.restoring else sql.put:
             session.run_many(step, commit.records.rows(tid, len(step.parameters)))
         for oid in commit.records.removals():
@@ -273,6 +275,6 @@ class DirectCommit:
         session.commit()
         return commit.tid
 
-    def lock_and_choose_tid(self, session: Any) -> int:
+    def lock_and_choose_tid(self, session: Any, drained: bool = False) -> int:
         session.begin_write()
         return ids.next_tid(session.row(self._sql.newest_tid)[0])

@@ -77,5 +77,9 @@ class ICommitSteps(Interface):
         kept. It returns only when the transaction is durable.
         """
 
-    def lock_and_choose_tid(session):
-        """Begin a write transaction, take the commit lock and return a new tid, for packing and maintenance."""
+    def lock_and_choose_tid(session, drained=False):
+        """Begin a write transaction, take the commit lock and return a new tid, for packing and maintenance.
+
+        With ``drained``, no transaction is between its vote and its end while the lock is held: what this transaction
+        changes, every other has either ended before or finds when it votes.
+        """

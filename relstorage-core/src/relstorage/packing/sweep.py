@@ -1,21 +1,22 @@
 """Sweep: remove what a complete mark lists, a batch at a time, under the commit lock.
 
-Each batch is one transaction with a tid of its own, so that every other process sees in its next poll what is gone, and a commit that
-began earlier can tell that it refers to something removed. Before it removes anything, a batch follows what was committed
-since the mark and takes whatever became reachable off the list. An interrupted sweep goes on with what is still listed.
+First, what became reachable since the mark is taken off the list. With the last of that, in one transaction, the list becomes
+final: votes refuse references to what is on it from then on, so that it does not matter in which order it is removed. Each batch is
+one transaction with a tid of its own, so that every other process sees in its next poll what is gone. An interrupted sweep
+goes on with what is still listed.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from relstorage.errors import MarkIncomplete, UnreadableState
+from relstorage.errors import MarkIncomplete
 from relstorage.ids import tid_at
 from relstorage.packing.progress import Reporter
-from relstorage.references import possible_references
+from relstorage.packing.rescue import OIDS, Rescue, chunks, find_rescue
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,12 @@ MARKING, MARKED, SWEEPING, DONE = "marking", "marked", "sweeping", "done"
 #: How long a batch should hold the commit lock, in seconds, and how long others get it between two batches.
 BATCH_SECONDS = 0.2
 PAUSE_SECONDS = 0.01
+#: How many transactions are sealed or tidied at once.
+TRANSACTIONS = 20_000
+#: So few records can be looked at under the lock.
+FEW_RECORDS = 1000
+#: How many blob files are compared with the records at once.
+FILES = 1000
 #: How long a removal is remembered for connections that have not polled since.
 REMEMBER_SECONDS = 7 * 24 * 3600
 
@@ -59,6 +66,7 @@ class Sweep:
         batch_seconds: float,
     ):
         self._session = session
+        self._adapter = adapter
         self._sql = adapter.statements
         self._steps = adapter.commit_steps
         self._find = find
@@ -75,30 +83,19 @@ class Sweep:
                 f"Packing: the mark of run {run.run} is {'not complete' if run.phase == MARKING else 'used up'}, so there is nothing "
                 "that could be removed safely. Nothing was removed. Run the pack without using an earlier mark."
             )
-        total = self._session.row(self._sql.pack_count_garbage, (run.run,))[0]
-        self._reporter.begin("sweep", total)
-        # First of all undo is refused: an undo could otherwise find a revision gone and take it for the object's creation.
-        self._in_transaction(lambda tid: self._seal(run))
-        limit, checked = 100, run.checked_tid
-        removed = run.removed
-        while True:
-            began = time.monotonic()
-            batch, checked = self._in_transaction(lambda tid, c=checked: self._batch(run, tid, c, limit, removed))
-            if not batch:
-                break
-            removed += len(batch)
-            self._reporter.report(self.revisions)
-            seconds = time.monotonic() - began
-            if seconds < self._batch_seconds / 2:
-                limit *= 2
-            elif seconds > self._batch_seconds:
-                limit = max(limit // 2, 1)
-            time.sleep(PAUSE_SECONDS)
-        self._in_transaction(lambda tid: self._finish(run, tid))
+        if run.phase == MARKED:
+            self._reporter.begin("check", None)
+            checked = self._catch_up(run)
+            self._in_windows(run, self._sql.pack_seal)
+            self._in_transaction(lambda tid: self._condemn(run, checked, tid), drained=True)
+        self._reporter.begin("sweep", self._session.row(self._sql.pack_count_garbage, (run.run,))[0])
+        self._remove(run)
+        self._in_windows(run, self._sql.pack_finish)
+        self._in_transaction(lambda tid: self._finish(run))
         self._reporter.report(self.revisions, final=True)
 
-    def _in_transaction(self, work: Callable[[int], Any]) -> Any:
-        tid = self._steps.lock_and_choose_tid(self._session)
+    def _in_transaction(self, work: Callable[[int], Any], drained: bool = False) -> Any:
+        tid = self._steps.lock_and_choose_tid(self._session, drained)
         try:
             result = work(tid)
             self._session.commit()
@@ -107,20 +104,89 @@ class Sweep:
             self._session.rollback()
             raise
 
-    def _seal(self, run: Run) -> None:
-        for step in self._sql.pack_seal:
-            self._session.run(step, (run.pack_tid,))
+    def _in_windows(self, run: Run, steps: Sequence[Any]) -> None:
+        """Execute steps over the transactions up to the pack's tid, a few at a time."""
+
+        def window(start: int) -> int | None:
+            stop = self._session.row(self._sql.pack_window, (start, run.pack_tid, TRANSACTIONS))[0]
+            if stop is not None:
+                for step in steps:
+                    self._session.run(step, step.fit((stop, start)))
+            return stop
+
+        start: int | None = 0
+        while start is not None and steps:
+            start = self._in_transaction(lambda tid, start=start: window(start))
+            time.sleep(PAUSE_SECONDS)
+
+    # --- what became reachable since the mark
+
+    def _catch_up(self, run: Run) -> int:
+        """Look at what was committed since the mark until little is left to look at; return up to which tid that was.
+
+        Nobody waits meanwhile: it reads in snapshots.
+        """
+        sql, checked = self._sql, run.checked_tid
+        while True:
+            reader = self._adapter.open_session("load")
+            try:
+                reader.begin_snapshot()
+                newest = reader.row(sql.newest_tid)[0]
+                found = find_rescue(reader, sql, run.run, checked, self._find)
+            finally:
+                reader.close()
+            checked = newest
+            self._session.begin_write()
+            self._take_off(run, found)
+            self._session.run(sql.pack_progress, (run.run, 0, checked))
+            self._session.commit()
+            self._reporter.report(self.rescued)
+            if found.records < FEW_RECORDS:
+                return checked
+
+    def _condemn(self, run: Run, checked: int, tid: int) -> None:
+        """Make the list final: from this transaction on, no commit may refer to what is on it, or change it.
+
+        Every other transaction either has ended, so that its records are looked at here, or finds the list when it votes.
+        """
+        self._take_off(run, find_rescue(self._session, self._sql, run.run, checked, self._find))
+        self._session.run(self._sql.pack_progress, (run.run, 0, tid))
         self._session.run(self._sql.pack_phase, (run.run, SWEEPING))
 
-    def _batch(self, run: Run, tid: int, checked: int, limit: int, removed: int) -> tuple[list[Any], int]:
+    def _take_off(self, run: Run, found: Rescue) -> None:
+        for oids in chunks(found.oids, OIDS):
+            self._session.run(self._sql.pack_rescue, (run.run, oids))
+        if found.oids:
+            self.rescued += len(found.oids)
+            log.info("Pack run %s keeps %s objects that became reachable", run.run, len(found.oids))
+
+    # --- removing
+
+    def _remove(self, run: Run) -> None:
+        limit, removed = 100, run.removed
+        while True:
+            held: list[float] = []
+            count = self._in_transaction(lambda tid, n=limit, done=removed: self._batch(run, tid, n, done, held))
+            if not count:
+                return
+            removed += count
+            self._reporter.report(self.revisions)
+            # Only the time under the lock counts; to wait for it long is no reason to do less with it.
+            if held[0] < self._batch_seconds / 2:
+                limit *= 2
+            elif held[0] > self._batch_seconds:
+                limit = max(limit // 2, 1)
+            time.sleep(PAUSE_SECONDS)
+
+    def _batch(self, run: Run, tid: int, limit: int, removed: int, held: list[float]) -> int:
+        began = time.monotonic()
         session, sql = self._session, self._sql
-        self._rescue_linked(run, checked)
         batch = session.rows(sql.pack_garbage, (run.run, limit))
         if not batch:
-            return batch, tid
+            return 0
         whole = [(oid, revision) for oid, revision, is_whole in batch if is_whole]
         current = dict(session.rows(sql.current_tids, ([oid for oid, _ in whole],))) if whole else {}
-        # An object that was written since has another tid and stays.
+        # An object that has another tid than the mark saw stays.
         gone = [(oid, revision) for oid, revision in whole if current.get(oid) == revision]
         for step in sql.remove_object:
             count = len(step.parameters)
@@ -134,41 +200,11 @@ class Sweep:
         session.run(sql.pack_progress, (run.run, removed + len(batch), tid))
         self.objects += len(gone)
         self.revisions += len(batch)
-        return batch, tid
+        held.append(time.monotonic() - began)
+        return len(batch)
 
-    def _rescue_linked(self, run: Run, checked: int) -> None:
-        """Take off the list what was written or linked after ``checked``, and all that can be reached from it."""
+    def _finish(self, run: Run) -> None:
         session, sql = self._session, self._sql
-        pending: set[int] = set()
-        for oid, _, state in session.stream(sql.records_since, (checked,)):
-            pending.add(oid)
-            pending.update(self._references(state))
-        while pending:
-            listed = [row[0] for row in session.rows(sql.pack_is_garbage, (run.run, sorted(pending)))]
-            if not listed:
-                return
-            session.run(sql.pack_rescue, (run.run, listed))
-            self.rescued += len(listed)
-            log.info("Pack run %s keeps %s objects that became reachable", run.run, len(listed))
-            pending = set()
-            for _, _, state in session.rows(sql.object_revisions, (listed,)):
-                pending.update(self._references(state))
-
-    def _references(self, state: bytes | None) -> Iterable[int]:
-        if not state:
-            return ()
-        try:
-            return self._find(state)
-        except UnreadableState:
-            return possible_references(state, self._exists)
-
-    def _exists(self, oid: int) -> bool:
-        return 0 <= oid < 1 << 63 and self._session.row(self._sql.current_tid, (oid,)) is not None
-
-    def _finish(self, run: Run, tid: int) -> None:
-        session, sql = self._session, self._sql
-        for step in sql.pack_finish:
-            session.run(step, (run.pack_tid,))
         horizon = tid_at(time.time() - REMEMBER_SECONDS)
         if session.run(sql.prune_removed, (horizon,)):
             # Whoever has not polled since then must take everything for changed.
@@ -176,23 +212,34 @@ class Sweep:
         session.run(sql.pack_phase, (run.run, DONE))
 
 
-def remove_orphaned_blobs(session: Any, sql: Any, blobs: Any, pack_tid: int) -> int:
+def remove_orphaned_blobs(session: Any, adapter: Any, blobs: Any, pack_tid: int) -> int:
     """Remove the blob files up to the pack's tid whose revision is gone; return how many there were.
 
     The files are compared with the records, instead of being removed with them, so that an interruption leaves none behind.
     """
     removed = 0
     chunk: list[tuple[int, int]] = []
+    for revision in blobs.all_revisions():
+        if revision[1] <= pack_tid:
+            chunk.append(revision)
+            if len(chunk) == FILES:
+                removed += _remove_orphans(session, adapter, blobs, chunk)
+                chunk.clear()
+    return removed + _remove_orphans(session, adapter, blobs, chunk)
 
-    def check() -> int:
-        alive = set(session.rows(sql.revision_tids, (sorted({oid for oid, _ in chunk}),)))
-        return blobs.forget([revision for revision in chunk if revision not in alive])
 
-    for oid, tid in blobs.all_revisions():
-        if tid > pack_tid:
-            continue
-        chunk.append((oid, tid))
-        if len(chunk) == 1000:
-            removed += check()
-            chunk.clear()
-    return removed + check() if chunk else removed
+def _remove_orphans(session: Any, adapter: Any, blobs: Any, files: list[tuple[int, int]]) -> int:
+    orphans = _orphans(session, adapter.statements, files)
+    if not orphans:
+        return 0
+    # A transaction that is being restored may have placed a file with an old tid and not committed yet: look again under the lock.
+    adapter.commit_steps.lock_and_choose_tid(session, True)
+    try:
+        return blobs.forget(_orphans(session, adapter.statements, orphans))
+    finally:
+        session.rollback()
+
+
+def _orphans(session: Any, sql: Any, files: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    alive = set(session.rows(sql.revision_tids, (sorted({oid for oid, _ in files}),))) if files else ()
+    return [revision for revision in files if revision not in alive]

@@ -57,7 +57,12 @@ class Statements:
         "tid",
         "zoid tid",
     )
-    removed_since: Statement = _one("The objects removed after a tid.", "tid", "zoid")
+    removals_since: Statement = _one("A row if objects were removed after a tid, or a sweep is under way.", "tid", "found")
+    removed_among: Statement = _one(
+        "Which of these objects were removed after a tid (-1: any may have been) or, final = 1, a sweep is to remove.",
+        "tid oids",
+        "zoid final",
+    )
 
     # --- transactions
     transactions_between: Statement = _one(
@@ -73,7 +78,7 @@ class Statements:
     begin_transaction: tuple[Statement, ...] = _steps(
         "Record the transaction.", "tid packed username description extension"
     )
-    clear_blobs: tuple[Statement, ...] = _steps("Forget blobs that the commit replaces.", "oids")
+    clear_blobs: tuple[Statement, ...] = _steps("Forget the blob that a commit replaces.", "oid")
     put: tuple[Statement, ...] = _steps("Make a state the current revision of an object.", "oid tid state")
     put_revision: tuple[Statement, ...] = _steps(
         "Add a revision that may be older than the current one (restore).", "oid tid state"
@@ -113,10 +118,17 @@ class Statements:
     pack_forget_run: tuple[Statement, ...] = _steps("Forget a run and its list.", "run")
 
     # --- pack: sweeping
-    pack_seal: tuple[Statement, ...] = _steps("Refuse undo of everything up to the pack's tid.", "tid")
+    pack_window: Statement = _one(
+        "The last of the next transactions between two tids, to seal and tidy them by; NULL if there is none.",
+        "start stop limit",
+        "tid",
+    )
+    pack_seal: tuple[Statement, ...] = _steps("Refuse undo of the transactions up to a tid, after another.", "tid start")
     remove_object: tuple[Statement, ...] = _steps("Remove an object whose current revision is this one.", "oid tid")
     remove_revision: tuple[Statement, ...] = _steps("Remove one revision that is not current.", "oid tid")
-    pack_finish: tuple[Statement, ...] = _steps("Tidy up after the last removal.", "tid")
+    pack_finish: tuple[Statement, ...] = _steps(
+        "Tidy up after the last removal: transactions up to a tid, after another.", "tid start"
+    )
     prune_removed: Statement = _one("Forget removals up to a tid.", "tid")
 
     # --- surveying

@@ -25,7 +25,14 @@ _shared: Texts = {
     "object_count": "SELECT count(*) FROM $current",
     "revision_state": "SELECT state FROM object_state WHERE zoid = :oid AND tid = :tid",
     "following_tid": "SELECT min(tid) FROM object_state WHERE zoid = :oid AND tid > :tid",
-    "removed_since": "SELECT zoid FROM rs_removed WHERE tid > :tid",
+    "removals_since": """
+        SELECT 1 WHERE EXISTS (SELECT 1 FROM rs_removed WHERE tid > :tid)
+        OR EXISTS (SELECT 1 FROM rs_pack_run WHERE phase = 'sweeping')""",
+    "removed_among": """
+        SELECT zoid, 0 FROM rs_removed WHERE tid > :tid AND (zoid = -1 OR zoid ANY_OF(:oids))
+        UNION ALL
+        SELECT zoid, 1 FROM rs_pack_garbage
+        WHERE zoid ANY_OF(:oids) AND whole = 1 AND run IN (SELECT run FROM rs_pack_run WHERE phase = 'sweeping')""",
     "records_of": "SELECT zoid, state FROM object_state WHERE tid = :tid ORDER BY zoid",
     "note_removed": _note_removed,
     "put_blob_chunk": "INSERT INTO blob_chunk (zoid, tid, chunk_num, chunk) VALUES (:oid, :tid, :number, :chunk)",
@@ -85,7 +92,7 @@ _history_free: Texts = {
     "undoable_transactions": "SELECT tid, '', '', '' FROM object_state WHERE 0 = 1 AND tid < :tid LIMIT :limit",
     "is_undoable": "SELECT tid FROM object_state WHERE 0 = 1 AND tid = :tid",
     "begin_transaction": (),
-    "clear_blobs": ("DELETE FROM blob_chunk WHERE zoid ANY_OF(:oids)",),
+    "clear_blobs": ("DELETE FROM blob_chunk WHERE zoid = :oid",),
     "put": (
         """
         INSERT INTO object_state (zoid, tid, state_size, state)
@@ -107,6 +114,8 @@ _history_free: Texts = {
         _note_removed,
     ),
     "copy_blob": "UPDATE blob_chunk SET tid = :tid WHERE zoid = :oid AND tid = :from_tid",
+    # No transactions are recorded: all is one window.
+    "pack_window": "SELECT CASE WHEN :start < :stop THEN :stop END",
     "pack_seal": (),
     "remove_object": (
         """
@@ -188,7 +197,10 @@ _history_preserving: Texts = {
     "copy_blob": """
         INSERT INTO blob_chunk (zoid, tid, chunk_num, chunk)
         SELECT zoid, :tid, chunk_num, chunk FROM blob_chunk WHERE zoid = :oid AND tid = :from_tid""",
-    "pack_seal": ('UPDATE "transaction" SET packed = TRUE WHERE tid > 0 AND tid <= :tid AND packed = FALSE',),
+    "pack_window": """
+        SELECT max(tid) FROM (
+        SELECT tid FROM "transaction" WHERE tid > :start AND tid <= :stop ORDER BY tid LIMIT :limit) AS part""",
+    "pack_seal": ('UPDATE "transaction" SET packed = TRUE WHERE tid <= :tid AND tid > :start AND packed = FALSE',),
     "remove_object": (
         f"DELETE FROM blob_chunk WHERE zoid = :oid AND {_is_current}",
         f"DELETE FROM object_state WHERE zoid = :oid AND {_is_current}",
@@ -201,10 +213,12 @@ _history_preserving: Texts = {
     ),
     "pack_finish": (
         """
-        DELETE FROM "transaction" WHERE tid > 0 AND tid <= :tid AND packed = TRUE
-        AND NOT EXISTS (SELECT 1 FROM object_state WHERE object_state.tid = "transaction".tid)""",
-        'DELETE FROM object_refs_added WHERE tid <= :tid AND tid NOT IN (SELECT tid FROM "transaction")',
-        'DELETE FROM object_ref WHERE tid <= :tid AND tid NOT IN (SELECT tid FROM "transaction")',
+        DELETE FROM "transaction" WHERE tid <= :tid AND tid > :start AND packed = TRUE
+        AND NOT EXISTS (SELECT 1 FROM object_state WHERE object_state.tid = "transaction".tid)
+        AND tid < (SELECT max(tid) FROM "transaction")""",
+        """
+        DELETE FROM object_refs_added WHERE tid <= :tid AND tid > :start AND tid NOT IN (SELECT tid FROM "transaction")""",
+        'DELETE FROM object_ref WHERE tid <= :tid AND tid > :start AND tid NOT IN (SELECT tid FROM "transaction")',
     ),
 }
 

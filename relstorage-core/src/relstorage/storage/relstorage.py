@@ -26,6 +26,7 @@ from relstorage.storage.conflicts import Resolver
 from relstorage.storage.copying import BatchTarget, copy_transactions
 from relstorage.storage.iteration import CurrentRecords, TransactionIterator
 from relstorage.storage.reading import Reader
+from relstorage.storage.transforming import TransformedInstance
 from relstorage.storage.transactions import Commit
 
 
@@ -58,8 +59,11 @@ class RelStorage:
         self._resolver = Resolver(self._reader.states_at_view, self._reader.load_revision)
         self._untransform: Callable[[bytes], bytes] = _unchanged
         self._wrapper: Any = None
+        self._transformed = False
         # ZODB lets threads that share a raw storage wait for each other in tpc_begin.
         self._committing = threading.Lock()
+        #: Not ours to use: DemoStorage takes it from the storage that holds its changes.
+        self._lock = threading.RLock()
         self._commit: Commit | None = None
         self._current_records: CurrentRecords | None = None
         self._released = False
@@ -126,13 +130,16 @@ class RelStorage:
         self._wrapper = wrapper
         self._resolver.registerDB(wrapper)
         self._untransform = getattr(wrapper, "untransform_record_data", None) or _unchanged
+        # A wrapper that leaves load alone is for a ZEO server, whose clients transform the records.
+        self._transformed = getattr(wrapper, "base", None) is self and wrapper.load != self.load
 
-    def new_instance(self) -> RelStorage:
+    def new_instance(self) -> RelStorage | TransformedInstance:
         """Return another storage on the same database, with a view of its own."""
         instance = type(self)(self._database)
         if self._wrapper is not None:
             instance.registerDB(self._wrapper)
-        return instance
+            instance._transformed = self._transformed
+        return TransformedInstance(instance, self._wrapper) if self._transformed else instance
 
     def before_instance(self, before: bytes) -> HistoricalStorageAdapter:
         """Return a read-only storage that shows the database as it was before a tid."""

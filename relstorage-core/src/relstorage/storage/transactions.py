@@ -11,14 +11,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from ZODB.POSException import StorageError
+from ZODB.POSException import StorageError, UndoError
 
 from relstorage.database import Database
-from relstorage.database.commit import Kind, Metadata, StagedCommit, Verdict
-from relstorage.errors import RemovedReferenceError, UnreadableState
+from relstorage.database.commit import Kind, Metadata, StagedCommit
 from relstorage.ids import to_bytes
-from relstorage.references import references
 from relstorage.storage.conflicts import Resolver
+from relstorage.storage.removals import refuse_links_to_removed
 
 #: States of own commits up to this many bytes in all go into the state cache.
 CACHED_PER_COMMIT = 4_000_000
@@ -60,6 +59,12 @@ class Commit:
             self._end.callback(self.blobs.aborted)
         return self.blobs
 
+    def undo(self, tid: int, view: int) -> None:
+        """Take note that a transaction is undone with what was read at ``view``."""
+        staged = self.staged
+        staged.undone.append(tid)
+        staged.view = view if staged.view is None else min(view, staged.view)
+
     def require_current(self, oid: int, tid: int) -> None:
         """Have vote check that an object still has this tid."""
         self._must_not_have_voted()
@@ -90,27 +95,17 @@ class Commit:
         steps = database.adapter.commit_steps
         verdict = steps.vote(self._session, staged)
         resolved = resolver.resolve(verdict.conflicts, staged.records, tell) if verdict.conflicts else []
-        if verdict.removed:
-            self._refuse_links_to_removed(verdict, untransform)
+        self._refuse_undo_of_packed()
+        if verdict.removals:
+            refuse_links_to_removed(self._session, database.statements, staged, untransform)
         steps.prepare(self._session, staged, resolved)
         return resolved
 
-    def _refuse_links_to_removed(self, verdict: Verdict, untransform: Callable[[bytes], bytes]) -> None:
-        # The transaction may have loaded an object that a pack has removed since; a link to it would dangle.
-        for record in self.staged.records:
-            if record.state is None:
-                continue
-            try:
-                linked = verdict.removed.intersection(references(untransform(record.state)))
-            except UnreadableState:
-                continue
-            if linked - set(self.staged.records.oids()):
-                gone = min(linked)
-                raise RemovedReferenceError(
-                    f"Storing object {record.oid:#x}: it refers to object {gone:#x}, which was removed after this "
-                    "transaction began. Run the transaction again.",
-                    oid=to_bytes(record.oid),
-                )
+    def _refuse_undo_of_packed(self) -> None:
+        # A pack that has sealed them since may have removed what the undo goes back to.
+        for tid in self.staged.undone:
+            if self._session.row(self._database.statements.is_undoable, (tid,)) is None:
+                raise UndoError("A pack has made the transaction final while it was being undone.")
 
     def finish(self, tell_tid: Callable[[bytes], Any]) -> int:
         """Commit and return the tid, once it is durable."""

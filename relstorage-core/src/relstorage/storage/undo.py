@@ -84,6 +84,7 @@ def undo(session: Any, sql: Any, commit: Commit, tid: int, resolve: Any, undo_bl
     """
     if session.row(sql.is_undoable, (tid,)) is None:
         raise UndoError("The transaction does not exist, or a pack has made it final.")
+    commit.undo(tid, session.row(sql.newest_tid)[0])
     staged = []
     for oid, undone in session.rows(sql.records_of, (tid,)):
         before = session.row(sql.state_before, (oid, tid))
