@@ -1,5 +1,5 @@
-"""Environments of their own, for what cannot live beside this project: RelStorage has the same import name. They are made
-once and kept in pytest's cache directory.
+"""Environments of their own, for what cannot live beside this project: RelStorage has the same import name. They are
+made once and kept in pytest's cache directory.
 """
 
 from __future__ import annotations

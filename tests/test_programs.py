@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -190,43 +191,81 @@ def test_a_request_to_zope_that_fails_leaves_nothing(zope: Callable[..., list[st
 
 @pytest.fixture
 def pyramid() -> Callable[..., list[str]]:
-    """Return a function that serves some requests for a counter and returns the bodies of the answers."""
-    from pyramid.config import Configurator
-    from pyramid.response import Response
-    from pyramid_zodbconn import get_connection
-    from webtest import TestApp
+    """Return a function that starts a counter in Pyramid, for some requests, and returns the bodies of the answers."""
+    # Importing them warns (WebOb uses the module cgi), which would otherwise end the collection of all tests here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pyramid.config import Configurator
+        from pyramid.response import Response
+        from pyramid_zodbconn import get_connection
+        from webtest import TestApp
 
-    def commit_or_abort(handler: Callable[..., Any], registry: Any) -> Callable[..., Any]:
-        def handle(request: Any) -> Any:
-            with request.tm:
-                return handler(request)
-
-        return handle
-
-    def count(request: Any) -> Response:
+    def count(request: Any) -> Any:
         root = get_connection(request).root()
         root["count"] = root.get("count", 0) + 1
-        if "fail" in request.params:
-            raise LookupError("as requested")
-        return Response(str(root["count"]))
+        return Response(str(root["count"]), status=int(request.params.get("status", 200)))
 
     def serve(uri: str, *paths: str) -> list[str]:
-        with Configurator(settings={"zodbconn.uri": uri}) as config:
+        settings = {"zodbconn.uri": uri, "tm.manager_hook": "pyramid_tm.explicit_manager"}
+        with Configurator(settings={**settings, "tm.commit_veto": "pyramid_tm.default_commit_veto"}) as config:
+            config.include("pyramid_tm")
             config.include("pyramid_zodbconn")
-            config.registry.commit_or_abort = commit_or_abort
-            config.add_request_method(lambda request: transaction.TransactionManager(explicit=True), "tm", reify=True)
-            config.add_tween(f"{__name__}.commit_or_abort", commit_or_abort)
             config.add_route("count", "/")
             config.add_view(count, route_name="count")
         application = config.make_wsgi_app()
         client = TestApp(application)
-        bodies = []
-        for path in paths:
-            try:
-                bodies.append(client.get(path).text)
-            except LookupError as error:
-                bodies.append(str(error))
+        bodies = [client.get(path, status="*").text for path in paths]
         application.registry._zodb_databases[""].close()
         return bodies
 
     return serve
+
+
+def test_pyramid_commits_at_the_end_of_a_request(pyramid: Callable[..., list[str]], directory: Path) -> None:
+    uri = f"sqlite://{quote(str(directory))}/data?keep_history=false&connection_pool_size=3"
+    assert pyramid(uri, "/", "/") == ["1", "2"]
+    assert pyramid(uri, "/") == ["3"]
+
+
+def test_pyramid_aborts_a_request_that_fails(pyramid: Callable[..., list[str]], directory: Path) -> None:
+    uri = f"sqlite://{quote(str(directory))}/data"
+    assert pyramid(uri, "/", "/?status=500", "/") == ["1", "2", "2"]
+
+
+def test_pyramid_takes_a_zconfig_uri(pyramid: Callable[..., list[str]], directory: Path) -> None:
+    file = directory / "zodb.conf"
+    file.write_text(f"<zodb>\n{SECTION.format(directory=directory)}</zodb>\n")
+    assert pyramid(f"zconfig://{file}", "/") == ["1"]
+    assert pyramid(f"zconfig://{file}", "/") == ["2"]
+    assert (directory / "data" / "main.sqlite3").exists()
+
+
+@pytest.mark.parametrize("write", [quote, lambda path: path.replace("%", "%25")], ids=["encoded", "as typed"])
+def test_a_path_may_have_any_characters(directory: Path, write: Callable[[str], str]) -> None:
+    with database_at(f"sqlite://{write(str(directory))}/data?keep_history=false") as db:
+        assert not db.supportsUndo()
+    assert (directory / "data" / "main.sqlite3").exists()
+
+
+def test_arguments_of_a_uri_reach_storage_and_database(directory: Path) -> None:
+    place = quote(str(directory), safe="")
+    uri = (
+        f"sqlite:///{place[3:]}%2Fdata?keep_history=false&blob_dir={place}%2Fblobs&shared_blob_dir=true&cache_local_mb=1"
+        "&connection_pool_size=3&connection_cache_size=55&database_name=main&pragmas.cache_size=4MB&read_only=no"
+    )
+    with database_at(uri) as db:
+        assert (db.getPoolSize(), db.getCacheSize(), db.database_name) == (3, 55, "main")
+        with db.transaction() as connection:
+            connection.root()["picture"] = Blob(b"picture")
+    assert [path for path in (directory / "blobs").rglob("*.blob")]
+    with database_at(uri) as db, db.transaction() as connection, connection.root()["picture"].open() as file:
+        assert file.read() == b"picture"
+
+
+def test_a_database_can_be_opened_by_uri_and_by_file(directory: Path) -> None:
+    with database_at(f"sqlite://{quote(str(directory))}/data?keep_history=false") as db, db.transaction() as connection:
+        connection.root()["value"] = 1
+    file = directory / "zodb.conf"
+    file.write_text(f"<zodb>\n{SECTION.format(directory=directory)}</zodb>\n")
+    with database_at(f"zconfig://{file}") as db, db.transaction() as connection:
+        assert connection.root()["value"] == 1

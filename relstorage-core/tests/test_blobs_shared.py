@@ -18,6 +18,7 @@ from ZODB.utils import p64, u64
 
 from relstorage.blobs import SharedBlobs
 from relstorage.blobs.files import room_needed
+from relstorage.blobs.layout import mark
 from relstorage.errors import LayoutError, OutOfSpace
 
 TID = 0x03D167F919308700
@@ -107,6 +108,12 @@ def test_a_directory_of_another_kind_is_refused(tmp_path, layout, reason):
     (tmp_path / ".layout").write_text(layout)
     with pytest.raises(LayoutError, match=reason):
         SharedBlobs(str(tmp_path))
+    assert os.listdir(tmp_path) == [".layout"]
+
+
+def test_a_marker_is_never_overwritten(tmp_path):
+    assert mark(str(tmp_path), "bushy") == "bushy"
+    assert mark(str(tmp_path), "zeocache") == "bushy"
     assert os.listdir(tmp_path) == [".layout"]
 
 

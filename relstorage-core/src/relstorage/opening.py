@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -9,9 +10,27 @@ from relstorage.blobs import CachedBlobs, SharedBlobs
 from relstorage.cache import CODECS, Tracer, open_cache
 from relstorage.database import Database
 from relstorage.hooks import make_hooks
-from relstorage.options import Options, split_keywords
+from relstorage.options import Options, declared, split_keywords
 from relstorage.plugins import Plugins
 from relstorage.storage import RelStorage
+
+
+log = logging.getLogger(__name__)
+
+#: Options that only some backends, or caches that are no part of this distribution, make use of.
+_NOT_EVERYWHERE = frozenset(
+    {
+        "cache_local_dir",
+        "cache_module_name",
+        "cache_prefix",
+        "cache_servers",
+        "commit_lock_id",
+        "replica_conf",
+        "replica_timeout",
+        "revert_when_stale",
+        "ro_replica_conf",
+    }
+)
 
 
 def open(backend: str = "sqlite", /, **values: Any) -> RelStorage:
@@ -38,19 +57,37 @@ def _open(plugins: Plugins, backend: Any, backend_options: Any, options: Options
     adapter = backend.adapter(backend_options, options, driver)
     identity = adapter.schema.prepare(options.create_schema and not options.read_only)
     hooks = make_hooks(plugins)
-    trace = os.environ.get("ZEO_CACHE_TRACE")
+    # The variable and the format are ZEO's, so that its tools read the file.
+    trace_path = os.environ.get("ZEO_CACHE_TRACE")
+    tracer = Tracer(trace_path) if trace_path else None
     cache = open_cache(
         options.cache_local_mb * 1_000_000,
         object_max=options.cache_local_object_max,
         log_limit=options.cache_delta_size_limit,
         codec=CODECS.get(options.cache_local_compression),
-        trace=Tracer(trace) if trace else None,
+        trace=tracer,
     )
     database = Database(adapter, cache=cache, blobs=_blobs(options), hooks=hooks, options=options, identity=identity)
+    if tracer is not None:
+        database.closing.callback(tracer.close)
+    _tell_without_effect(options, adapter)
     hooks.relstorage_opened(
         database_name=adapter.name, backend=adapter.backend, driver=adapter.driver, keep_history=adapter.keep_history
     )
     return RelStorage(database)
+
+
+def _tell_without_effect(options: Options, adapter: Any) -> None:
+    """Log which options were set that nothing here reads, so that nobody relies on them."""
+    for declaration in declared(Options):
+        name = declaration.name
+        if name in _NOT_EVERYWHERE and name not in adapter.uses_options and getattr(options, name) != declaration.default:
+            log.warning(
+                "The option %r is set for %s and has no effect with the backend %r",
+                declaration.key,
+                adapter.name,
+                adapter.backend,
+            )
 
 
 def _blobs(options: Options) -> SharedBlobs | CachedBlobs | None:

@@ -29,6 +29,7 @@ class SqliteAdapter:
     """Opens sessions on one file through one driver."""
 
     backend = "sqlite"
+    uses_options = frozenset[str]()
 
     def __init__(self, data_dir: str, keep_history: bool, driver: Any, settings: SessionSettings, blob_chunk_size: int):
         self.name = f"sqlite:{data_dir}"

@@ -32,7 +32,7 @@ def claim_shared(path: str) -> str:
     layout = _marked(path)
     if layout is None:
         # FileStorage's rule for directories older than the marker.
-        layout = _mark(path, "lawn" if _in_use(path) else "bushy")
+        layout = mark(path, "lawn" if _in_use(path) else "bushy")
     if layout == CACHE:
         raise LayoutError(
             f"Cannot use {path} as a shared blob directory: it is a blob cache. "
@@ -52,7 +52,7 @@ def claim_cache(path: str) -> None:
             "Set shared-blob-dir to true if it holds the only copy of your blobs, or name another blob-dir."
         )
     if layout is None:
-        layout = _mark(path, CACHE)
+        layout = mark(path, CACHE)
     require_cache(path, layout)
 
 
@@ -98,7 +98,7 @@ def _marked(path: str) -> str | None:
         return None
 
 
-def _mark(path: str, layout: str) -> str:
+def mark(path: str, layout: str) -> str:
     """Write the marker, and return what it says: another process may have been faster."""
     os.makedirs(path, exist_ok=True)
     # Linked when complete, so that nobody ever reads half a marker.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 from relstorage.database.oids import OidSupply
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Database:
-    """The parts that the storages of one process share. Closed with the last of them."""
+    """The parts that the storages of one process share."""
 
     def __init__(self, adapter: Any, *, cache: Any, blobs: Any, hooks: Any, options: Any, identity: Any):
         self.adapter = adapter
@@ -30,9 +31,10 @@ class Database:
         self.identity = identity
         self.store_sessions = SessionPool(lambda: adapter.open_session("store"))
         self.oids = OidSupply(self._reserve_oids)
-        self._users = 0
         self._lock = threading.Lock()
         self.closed = False
+        #: What else to close with the database.
+        self.closing = ExitStack()
 
     def _reserve_oids(self, count: int, at_least: int) -> range:
         with self.store_sessions.session() as session:
@@ -42,24 +44,15 @@ class Database:
         """Return a session that a storage reads with for as long as it lives."""
         return self.adapter.open_session("load")
 
-    def enter(self) -> None:
-        """Count one more storage."""
-        with self._lock:
-            self._users += 1
-
-    def leave(self) -> None:
-        """Count one storage less."""
-        with self._lock:
-            self._users -= 1
-
     def close(self) -> None:
         """Release everything. Storages that are still open can no longer reach the database."""
         with self._lock:
             if self.closed:
                 return
             self.closed = True
-        self.store_sessions.close()
-        if self.blobs is not None:
-            self.blobs.close()
-        self.adapter.close()
+        with self.closing:
+            self.store_sessions.close()
+            if self.blobs is not None:
+                self.blobs.close()
+            self.adapter.close()
         log.debug("Closed %s", self.adapter.name)

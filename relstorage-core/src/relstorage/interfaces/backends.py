@@ -12,6 +12,7 @@ class IAdapter(Interface):
     backend = Attribute("The backend's name")
     driver = Attribute("The driver's name")
     keep_history = Attribute("True if all revisions are kept until packed")
+    uses_options = Attribute("The names of the storage's options that only some backends use, and this one does")
     statements = Attribute("The ``relstorage.sql.Statements`` of the dialect and history mode")
     schema = Attribute("An ISchema")
     commit_steps = Attribute("An ICommitSteps")

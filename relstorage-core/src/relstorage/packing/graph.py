@@ -10,6 +10,8 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 
+from relstorage.ids import MAX_OID
+
 
 class Graph:
     """References between objects, and which of them are reachable."""
@@ -26,10 +28,14 @@ class Graph:
     def __len__(self) -> int:
         return len(self._oids)
 
-    def add(self, oid: int, targets: Iterable[int]) -> None:
+    def add(self, oid: int, targets: list[int]) -> None:
         """Add an object whose oid is larger than all before."""
         self._oids.append(oid)
-        self._targets.extend(targets)
+        try:
+            self._targets.extend(array("q", targets))
+        except OverflowError:
+            # No database has such an object; it is found missing like any other.
+            self._targets.extend(target if target <= MAX_OID else -1 for target in targets)
         self._starts.append(len(self._targets))
 
     def add_late(self, oid: int, targets: list[int]) -> None:
@@ -63,7 +69,12 @@ class Graph:
         late = self._late.get(self._oids[place])
         return [*found, *late] if late else found
 
-    def reach(self, roots: Iterable[int], dangling: Callable[[int, int], None] | None = None, report: Callable[[int], None] | None = None) -> int:
+    def reach(
+        self,
+        roots: Iterable[int],
+        dangling: Callable[[int, int], None] | None = None,
+        report: Callable[[int], None] | None = None,
+    ) -> int:
         """Mark everything that can be reached from the roots; return how many objects were marked now.
 
         ``dangling(oid, target)`` is told of each reference to an object that does not exist, ``report(count)`` how far it is.

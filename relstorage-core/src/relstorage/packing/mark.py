@@ -105,8 +105,13 @@ def mark(
             roots.append(oid)
         reporter.report(done)
     graph.freeze()
-    _rescue_unreadable(graph, unreadable, result)
+    _rescue_unreadable(graph, unreadable)
     result.objects = len(graph)
+    if collect and len(graph) and ROOT_OID not in graph:
+        raise PackError(
+            f"Packing: there are {len(graph)} objects, but no root object, so that all of them look like garbage. "
+            "Nothing was removed. Restore the root object, or pack with pack-gc false."
+        )
     reporter.begin("mark", len(graph))
     result.reachable = graph.reach(roots, result.note_dangling, reporter.report)
     if collect:
@@ -149,16 +154,24 @@ def _object(
             targets += find(state)
         except UnreadableState:
             result.note_broken(oid, tid, state)
+            _require_searchable(oid, state)
             unreadable.append((oid, state))
+    if len(later) > 1:
+        # Revisions of one object mostly refer to the same.
+        targets = list(set(targets))
     return targets, newest, size, newest > pack_tid, True
 
 
-def _rescue_unreadable(graph: Graph, unreadable: list[tuple[int, bytes]], result: Mark) -> None:
+def _require_searchable(oid: int, state: bytes) -> None:
+    try:
+        possible_references(state, lambda candidate: False)
+    except UnreadableState as error:
+        raise PackError(
+            f"Packing: the record of object {oid:#x} can neither be read nor searched for references, so nothing can be "
+            f"told to be garbage. Nothing was removed. Pack through the storage that transforms the records. ({error})"
+        ) from error
+
+
+def _rescue_unreadable(graph: Graph, unreadable: list[tuple[int, bytes]]) -> None:
     for oid, state in unreadable:
-        try:
-            graph.add_late(oid, possible_references(state, graph.__contains__))
-        except UnreadableState as error:
-            raise PackError(
-                f"Packing: the record of object {oid:#x} can neither be read nor searched for references, so nothing can be "
-                f"told to be garbage. Nothing was removed. Pack through the storage that transforms the records. ({error})"
-            ) from error
+        graph.add_late(oid, possible_references(state, graph.__contains__))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
+
+from ZODB.POSException import ReadOnlyError
 
 from relstorage import ids
 from relstorage.database import Database
-from relstorage.errors import MarkIncomplete
+from relstorage.errors import MarkIncomplete, PackError
 from relstorage.packing.mark import Broken, Mark, mark
 from relstorage.packing.progress import PackProgress, Reporter
 from relstorage.packing.sweep import MARKED, MARKING, SWEEPING, Run, Sweep, newest_run, remove_orphaned_blobs
@@ -68,27 +72,23 @@ def pack(
     ``t`` is in seconds since the epoch; 8 bytes are a tid; None or a negative number mean now. ``prepack_only`` marks and
     stops, ``skip_prepack`` removes what the last mark listed (its time counts, not ``t``), ``dry_run`` only reports.
     Raise ``UnableToAcquirePackUndoLockError`` if another pack of the database is running, and ``MarkIncomplete`` if there
-    is no complete mark to use.
+    is no complete mark to use. A ``dry_run`` writes nothing, takes no lock, and may be made with a read-only storage.
     """
     began = time.monotonic()
     reporter = Reporter(database.hooks, progress)
     find = choose(referencesf)
     report = PackReport()
-    with database.adapter.pack_lock(0.0):
-        work = _Pack(database, find, reporter, report)
-        try:
-            if dry_run:
-                work.look(_tid(t))
-            elif skip_prepack:
-                work.sweep_marked()
-            elif prepack_only:
-                work.mark(_tid(t))
-            else:
+    if dry_run:
+        _look(database, _tid(t), find, reporter, report)
+    elif database.options.read_only:
+        raise ReadOnlyError(f"Packing {database.adapter.name}: the storage is read-only.")
+    else:
+        with database.adapter.pack_lock(0.0), closing(_Pack(database, find, reporter, report)) as work:
+            if not skip_prepack:
                 work.resume()
                 work.mark(_tid(t))
+            if not prepack_only:
                 work.sweep_marked()
-        finally:
-            work.close()
     report.seconds = time.monotonic() - began
     return report
 
@@ -111,6 +111,27 @@ def _tid(t: float | bytes | None) -> int | None:
     return int(t) if t > 275085010696509852 else ids.tid_at(t)
 
 
+def _look(
+    database: Database, pack_tid: int | None, find: Callable[[bytes], list[int]], reporter: Reporter, report: PackReport
+) -> Mark:
+    """Mark in memory."""
+    session = database.adapter.open_session("load")
+    try:
+        session.begin_snapshot()
+        found = mark(session, database.statements, pack_tid, database.options.pack_gc, find, reporter)
+    finally:
+        session.close()
+    report.take(found)
+    for broken in found.broken:
+        log.warning(
+            "Object %#x (%s) cannot be read in transaction %#x; whatever it may refer to is kept",
+            broken.oid,
+            broken.class_name,
+            broken.tid,
+        )
+    return found
+
+
 class _Pack:
     """The steps of one pack, and the session they write with."""
 
@@ -126,45 +147,33 @@ class _Pack:
         self._session.close()
 
     def resume(self) -> None:
-        """Finish a sweep that was interrupted: what its mark listed is still garbage."""
+        """Finish a sweep that was interrupted.
+
+        What it has left of its list must not be forgotten: some of that refers to what is gone.
+        """
         run = newest_run(self._session, self._sql)
         if run is not None and run.phase == SWEEPING:
             log.info("Pack run %s of %s was interrupted; removing what it has marked", run.run, self._database.adapter.name)
             self._sweep(run)
 
-    def look(self, pack_tid: int | None) -> Mark:
-        """Mark in memory."""
-        session = self._database.adapter.open_session("load")
-        try:
-            session.begin_snapshot()
-            found = mark(session, self._sql, pack_tid, self._database.options.pack_gc, self._find, self._reporter)
-        finally:
-            session.close()
-        self._report.take(found)
-        for broken in found.broken:
-            log.warning(
-                "Object %#x (%s) cannot be read in transaction %#x; whatever it may refer to is kept",
-                broken.oid,
-                broken.class_name,
-                broken.tid,
-            )
-        return found
-
     def mark(self, pack_tid: int | None) -> None:
         """Mark, and record the list of garbage bound to a new run."""
         run = self._begin_run()
-        found = self.look(pack_tid)
+        found = _look(self._database, pack_tid, self._find, self._reporter, self._report)
         garbage = found.garbage()
         session, sql = self._session, self._sql
-        while True:
-            batch = [(run, *entry) for entry, _ in zip(garbage, range(LIST_BATCH), strict=False)]
-            if not batch:
-                break
+        listed = 0
+        self._reporter.begin("list", found.removable_revisions)
+        while batch := [(run, *entry) for entry in islice(garbage, LIST_BATCH)]:
             session.begin_write()
             session.run_many(sql.pack_add_garbage, batch)
             session.commit()
+            listed += len(batch)
+            self._reporter.report(listed)
         session.begin_write()
-        session.run(sql.pack_found, (run, found.pack_tid, found.view))
+        if not session.run(sql.pack_found, (run, found.pack_tid, found.view)):
+            session.rollback()
+            raise PackError(f"Packing {self._database.adapter.name}: the database was emptied during the pack. Nothing was removed.")
         # Only now may anybody sweep.
         session.run(sql.pack_phase, (run, MARKED))
         session.commit()
@@ -172,16 +181,33 @@ class _Pack:
 
     def _begin_run(self) -> int:
         session, sql = self._session, self._sql
-        session.begin_write()
         last = newest_run(session, sql)
-        run = 1
         if last is not None:
-            run = last.run + 1
-            for step in sql.pack_forget_run:
-                session.run(step, (last.run,))
+            self._forget(last)
+        run = 1 if last is None else last.run + 1
+        session.begin_write()
+        # A list of this number can only be left over from before the database was emptied.
+        for step in sql.pack_forget_run:
+            session.run(step, (run,))
         session.run(sql.pack_begin, (run, 0, 0, MARKING, int(self._database.options.pack_gc), int(time.time())))
         session.commit()
         return run
+
+    def _forget(self, last: Run) -> None:
+        """Remove an earlier run and its list, which may be long, a piece at a time."""
+        session, sql = self._session, self._sql
+        session.begin_write()
+        # What is left of the list is no complete mark.
+        session.run(sql.pack_phase, (last.run, MARKING))
+        session.commit()
+        while batch := session.rows(sql.pack_garbage, (last.run, LIST_BATCH)):
+            session.begin_write()
+            session.run(sql.pack_done, (last.run, batch[-1][0], batch[-1][1]))
+            session.commit()
+        session.begin_write()
+        for step in sql.pack_forget_run:
+            session.run(step, (last.run,))
+        session.commit()
 
     def sweep_marked(self) -> None:
         """Sweep the newest run."""
@@ -190,6 +216,11 @@ class _Pack:
             raise MarkIncomplete(
                 f"Packing {self._database.adapter.name}: there is no mark to use. Nothing was removed. "
                 "Run the pack without using an earlier mark."
+            )
+        if run.collect and not self._database.options.pack_gc:
+            raise MarkIncomplete(
+                f"Packing {self._database.adapter.name}: the mark of run {run.run} was made with pack-gc true, which is now false. "
+                "Nothing was removed. Run the pack without using an earlier mark."
             )
         self._sweep(run)
 
@@ -204,8 +235,7 @@ class _Pack:
             report.removed_revisions += sweep.revisions
             report.rescued_objects += sweep.rescued
         if database.blobs is not None:
-            with database.store_sessions.session() as session:
-                report.removed_blob_files += remove_orphaned_blobs(session, self._sql, database.blobs, run.pack_tid)
+            report.removed_blob_files += remove_orphaned_blobs(self._session, database.adapter, database.blobs, run.pack_tid)
         log.info(
             "Packed %s up to tid %#x: removed %s objects and revisions, kept %s that became reachable",
             database.adapter.name,

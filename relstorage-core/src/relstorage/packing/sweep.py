@@ -29,8 +29,8 @@ PAUSE_SECONDS = 0.01
 TRANSACTIONS = 20_000
 #: So few records can be looked at under the lock.
 FEW_RECORDS = 1000
-#: How many blob files are compared with the records at once.
-FILES = 1000
+#: How many blob files are compared with the records at once, and how many are removed under the lock at once.
+FILES, FILES_UNDER_LOCK = 1000, 100
 #: How long a removal is remembered for connections that have not polled since.
 REMEMBER_SECONDS = 7 * 24 * 3600
 
@@ -165,25 +165,25 @@ class Sweep:
     def _remove(self, run: Run) -> None:
         limit, removed = 100, run.removed
         while True:
-            held: list[float] = []
-            count = self._in_transaction(lambda tid, n=limit, done=removed: self._batch(run, tid, n, done, held))
+            count, seconds = self._in_transaction(lambda tid, n=limit, done=removed: self._batch(run, tid, n, done))
             if not count:
                 return
             removed += count
             self._reporter.report(self.revisions)
             # Only the time under the lock counts; to wait for it long is no reason to do less with it.
-            if held[0] < self._batch_seconds / 2:
+            if seconds < self._batch_seconds / 2:
                 limit *= 2
-            elif held[0] > self._batch_seconds:
+            elif seconds > self._batch_seconds:
                 limit = max(limit // 2, 1)
             time.sleep(PAUSE_SECONDS)
 
-    def _batch(self, run: Run, tid: int, limit: int, removed: int, held: list[float]) -> int:
+    def _batch(self, run: Run, tid: int, limit: int, removed: int) -> tuple[int, float]:
+        """Remove what is next on the list; return how much it was and how long it took."""
         began = time.monotonic()
         session, sql = self._session, self._sql
         batch = session.rows(sql.pack_garbage, (run.run, limit))
         if not batch:
-            return 0
+            return 0, 0.0
         whole = [(oid, revision) for oid, revision, is_whole in batch if is_whole]
         current = dict(session.rows(sql.current_tids, ([oid for oid, _ in whole],))) if whole else {}
         # An object that has another tid than the mark saw stays.
@@ -200,8 +200,7 @@ class Sweep:
         session.run(sql.pack_progress, (run.run, removed + len(batch), tid))
         self.objects += len(gone)
         self.revisions += len(batch)
-        held.append(time.monotonic() - began)
-        return len(batch)
+        return len(batch), time.monotonic() - began
 
     def _finish(self, run: Run) -> None:
         session, sql = self._session, self._sql
@@ -230,14 +229,15 @@ def remove_orphaned_blobs(session: Any, adapter: Any, blobs: Any, pack_tid: int)
 
 def _remove_orphans(session: Any, adapter: Any, blobs: Any, files: list[tuple[int, int]]) -> int:
     orphans = _orphans(session, adapter.statements, files)
-    if not orphans:
-        return 0
-    # A transaction that is being restored may have placed a file with an old tid and not committed yet: look again under the lock.
-    adapter.commit_steps.lock_and_choose_tid(session, True)
-    try:
-        return blobs.forget(_orphans(session, adapter.statements, orphans))
-    finally:
-        session.rollback()
+    removed = 0
+    for start in range(0, len(orphans), FILES_UNDER_LOCK):
+        # A transaction that is being restored may have placed a file with an old tid and not committed yet: look again.
+        adapter.commit_steps.lock_and_choose_tid(session, True)
+        try:
+            removed += blobs.forget(_orphans(session, adapter.statements, orphans[start : start + FILES_UNDER_LOCK]))
+        finally:
+            session.rollback()
+    return removed
 
 
 def _orphans(session: Any, sql: Any, files: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -115,7 +115,7 @@ _history_free: Texts = {
     ),
     "copy_blob": "UPDATE blob_chunk SET tid = :tid WHERE zoid = :oid AND tid = :from_tid",
     # No transactions are recorded: all is one window.
-    "pack_window": "SELECT CASE WHEN :start < :stop THEN :stop END",
+    "pack_window": "SELECT CASE WHEN :start < :stop AND :limit > 0 THEN :stop END",
     "pack_seal": (),
     "remove_object": (
         """

@@ -71,7 +71,6 @@ class RelStorage:
             alsoProvides(self, zodb.IStorageUndoable)
         if database.blobs is not None:
             alsoProvides(self, zodb.IBlobStorageRestoreable)
-        database.enter()
 
     def __repr__(self) -> str:
         return f"<RelStorage {self.getName()}>"
@@ -153,7 +152,6 @@ class RelStorage:
         self._abort()
         self._close_current_records()
         self._reader.close()
-        self._database.leave()
 
     def close(self) -> None:
         """Release this instance and close the database for all of this process."""
