@@ -77,7 +77,7 @@ def environment(request: pytest.FixtureRequest) -> Callable[..., str]:
         with only_one(kept / f"{name}.lock"):
             if not complete.exists():
                 shutil.rmtree(place, ignore_errors=True)
-                install = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--prefer-binary"]
+                install = [str(place / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", "--prefer-binary"]
                 for command in ([python, "-m", "venv", str(place)], [*install, *requirements]):
                     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                     if done.returncode:

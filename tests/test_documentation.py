@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import transaction
-import ZConfig
 import ZODB
-import Zope2.Startup
 from ZODB.blob import Blob, BlobStorage
 from ZODB.config import databaseFromFile
 from ZODB.FileStorage import FileStorage
+from Zope2.Startup.options import ZopeWSGIOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("docs", "relstorage-*")
@@ -85,9 +84,10 @@ def run_shell(block: Block, document: Path) -> None:
 
 
 def open_zope_configuration(text: str, directory: Path) -> None:
-    schema = ZConfig.loadSchema(str(Path(Zope2.Startup.__file__).with_name("wsgischema.xml")))
-    configuration, _ = ZConfig.loadConfigFile(schema, io.StringIO(f"instancehome {directory}\n{text}"))
-    for database in configuration.databases:
+    # An example shows the part of zope.conf that matters; where the instance is, it leaves out.
+    path = directory / "whole-zope.conf"
+    path.write_text(f"instancehome {directory}\n{text}")
+    for database in ZopeWSGIOptions(configfile=str(path))().configroot.databases:
         database.config.storage.open().close()
 
 

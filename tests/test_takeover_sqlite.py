@@ -96,9 +96,9 @@ class Place:
 
     def relstorage(self, *commands: list[str]) -> list[Any]:
         """Carry out commands with RelStorage."""
-        done = subprocess.run(
-            [self._python, str(PROGRAM), str(self.configuration), json.dumps(commands)], capture_output=True, text=True
-        )
+        # -I: nothing from PYTHONPATH, where this project may be.
+        command = [self._python, "-I", str(PROGRAM), str(self.configuration), json.dumps(commands)]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         assert self.problems() == []
         return json.loads(done.stdout)
@@ -124,7 +124,9 @@ def python_with(environment: Callable[..., str]) -> Callable[[str], str]:
 
     def find(release: str) -> str:
         requirements, pythons = NEEDED[release]
-        return environment(f"relstorage-{release}", f"RelStorage=={release}", *requirements, pythons=pythons)
+        python = environment(f"relstorage-{release}", f"RelStorage=={release}", *requirements, pythons=pythons)
+        subprocess.run([python, "-I", "-c", "import relstorage.adapters"], check=True)
+        return python
 
     return find
 

@@ -58,10 +58,14 @@ class HookRelay:
     """Passes events on to observers. An observer that raises is logged, and the others are still told."""
 
     def __init__(self, observers: Iterable[tuple[str, object]] = ()):
-        manager = _manager()
-        for name, observer in observers:
-            _register(manager, name, observer)
-        self._callers = {name: _callers(manager, name) for name in vars(HookSpecs) if name.startswith("relstorage_")}
+        names = [name for name in vars(HookSpecs) if name.startswith("relstorage_")]
+        observers = list(observers)
+        self._callers: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = dict.fromkeys(names, ())
+        if observers:
+            manager = _manager()
+            for name, observer in observers:
+                _register(manager, name, observer)
+            self._callers = {name: _callers(manager, name) for name in names}
 
     def listens(self, name: str) -> bool:
         """Return whether anybody listens to a hook; it stays so for the life of the relay."""

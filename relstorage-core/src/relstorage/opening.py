@@ -11,7 +11,7 @@ from relstorage.cache import CODECS, Tracer, open_cache
 from relstorage.database import Database
 from relstorage.hooks import make_hooks
 from relstorage.options import Options, declared, split_keywords
-from relstorage.plugins import Plugins
+from relstorage.plugins import Plugins, installed
 from relstorage.storage import RelStorage
 
 
@@ -40,7 +40,7 @@ def open(backend: str = "sqlite", /, **values: Any) -> RelStorage:
     ``docs/reference/options.md``. Raise ``ConfigurationError`` for an unknown option or a value that cannot be used,
     a ``PluginError`` if backend or driver cannot be had, and a ``LayoutError`` if the database is another than the options say.
     """
-    plugins = Plugins()
+    plugins = installed()
     plugin = plugins.load("relstorage.backends", backend)
     backend_options, options = split_keywords(plugin.options_class, values)
     return _open(plugins, plugin, backend_options, options)
@@ -48,7 +48,7 @@ def open(backend: str = "sqlite", /, **values: Any) -> RelStorage:
 
 def open_storage(backend: str, backend_options: Any, options: Options) -> RelStorage:
     """Return a storage, given the name of the backend, an instance of its options class, and the storage's options."""
-    plugins = Plugins()
+    plugins = installed()
     return _open(plugins, plugins.load("relstorage.backends", backend), backend_options, options)
 
 

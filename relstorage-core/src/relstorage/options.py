@@ -16,6 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import SplitResult
 
@@ -285,6 +286,7 @@ class BackendOptions(DeclaredOptions):
         return {}
 
 
+@cache
 def declared(options_class: type[DeclaredOptions]) -> tuple[OptionDeclaration, ...]:
     """Return the declarations of an options class, in the order in which they are written there."""
     return tuple(

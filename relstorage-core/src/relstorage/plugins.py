@@ -301,6 +301,16 @@ class Plugins:
         )
 
 
+def installed() -> Plugins:
+    """Return the plug-ins of this process. What one caller had imported and verified, the next gets at once."""
+    return _installed(tuple(sys.path))
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> Plugins:
+    return Plugins()
+
+
 def _utilities(group: str) -> list[tuple[str, Any]]:
     interface = GROUPS[group].interface
     return [] if interface is None else [(name, utility) for name, utility in getUtilitiesFor(interface) if name]

@@ -128,7 +128,8 @@ def _logging(level: int) -> Iterator[None]:
         handler = RichHandler(console=Console(stderr=True), show_path=False)
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        source = " %(name)s:" if level < logging.INFO else ""
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s{source} %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger("relstorage.cli")
     before = root.level, ours.level
     root.addHandler(handler)

@@ -17,7 +17,7 @@ from ZODB.config import BaseConfig
 from relstorage.errors import PluginError
 from relstorage.opening import open_storage
 from relstorage.options import BackendOptions, DeclaredOptions, OptionDeclaration, OptionNames, Options, declared
-from relstorage.plugins import BACKENDS, GROUPS, Plugins
+from relstorage.plugins import BACKENDS, GROUPS, Plugins, installed
 
 STORAGE = "relstorage"
 ADAPTER = "relstorage.adapter"
@@ -125,7 +125,7 @@ class SectionTypes:
     backend was registered. As long as the same backends are found, the set is the same.
     """
 
-    def __init__(self, path: str, plugins: Callable[[], Plugins] = Plugins):
+    def __init__(self, path: str, plugins: Callable[[], Plugins] = installed):
         self._path = path
         self._plugins = plugins
         self._sets: list[SimpleNamespace] = []
@@ -133,7 +133,13 @@ class SectionTypes:
     def component(self) -> str:
         """Return the text of a ZConfig component with a section type for the storage and for every backend."""
         sections = list(section_types(self._plugins()))
-        base = f"{self._path}.v{self._set_of(sections)}"
+        number = self._set_of(sections)
+        known = self._sets[number]
+        if not known.text:
+            known.text = self._text(sections, f"{self._path}.v{number}")
+        return known.text
+
+    def _text(self, sections: list[OptionSection | UnusableSection], base: str) -> str:
         lines = ["<component>", '<import package="ZODB"/>', f"<abstracttype name={quoteattr(ADAPTER)}/>"]
         for name in sorted({name for each in sections for name in each.nested()}):
             lines += _free_section(name)
@@ -152,7 +158,7 @@ class SectionTypes:
         for number, known in enumerate(self._sets):
             if known.key == key:
                 return number
-        self._sets.append(SimpleNamespace(key=key, **{_identifier(each.name): each for each in sections}))
+        self._sets.append(SimpleNamespace(key=key, text="", **{_identifier(each.name): each for each in sections}))
         return len(self._sets) - 1
 
     def __getattr__(self, name: str) -> Any:

@@ -113,7 +113,8 @@ class Restoration:
     def _lock(self) -> None:
         self._session = self._database.store_sessions.take()
         try:
-            self._chosen = self._database.adapter.commit_steps.lock_and_choose_tid(self._session)
+            # A transaction that has voted may hold rows that are restored here, and would wait for the lock taken here.
+            self._chosen = self._database.adapter.commit_steps.lock_and_choose_tid(self._session, drained=True)
             self._newest = self._session.row(self._sql.newest_tid)[0]
         except BaseException:
             self._give_session_back()

@@ -135,9 +135,10 @@ class Statements:
     newest_transaction: Statement = _one("The largest tid of a transaction whose records are here; 0 without any.", "", "tid")
     revision_count: Statement = _one("How many revisions there are.", "", "revisions")
     object_facts: Statement = _one(
-        "Every object in oid order with its current tid; no size where that revision is missing, 0 where the object is removed.",
+        "Every object in oid order with its current tid; present = 0 where that revision says that the object is removed, NULL "
+        "where there is no such revision.",
         "",
-        "zoid tid size",
+        "zoid tid present",
     )
     revision_facts: Statement = _one(
         "Every revision, by oid and tid, with its state and what was recorded of it; no md5 where none is kept.",

@@ -77,7 +77,7 @@ _shared: Texts = {
 _history_free: Texts = {
     "state_before": "SELECT state, tid FROM object_state WHERE zoid = :oid AND tid < :tid",
     "newest_transaction": "SELECT coalesce(max(tid), 0) FROM object_state",
-    "object_facts": "SELECT zoid, tid, state_size FROM object_state ORDER BY zoid",
+    "object_facts": "SELECT zoid, tid, CASE WHEN state IS NULL THEN 0 ELSE 1 END FROM object_state ORDER BY zoid",
     "revision_facts": "SELECT zoid, tid, state, state_size, NULL FROM object_state ORDER BY zoid, tid",
     "history": "SELECT tid, '', '', '', state_size FROM object_state WHERE zoid = :oid LIMIT :limit",
     "newest_tid": """
@@ -142,7 +142,8 @@ _is_current = "EXISTS (SELECT 1 FROM current_object WHERE current_object.zoid = 
 _history_preserving: Texts = {
     "newest_transaction": 'SELECT coalesce(max(tid), 0) FROM "transaction"',
     "object_facts": """
-        SELECT current_object.zoid, current_object.tid, object_state.state_size
+        SELECT current_object.zoid, current_object.tid,
+        CASE WHEN object_state.zoid IS NULL THEN NULL WHEN object_state.state IS NULL THEN 0 ELSE 1 END
         FROM current_object LEFT JOIN object_state
         ON object_state.zoid = current_object.zoid AND object_state.tid = current_object.tid
         ORDER BY current_object.zoid""",
