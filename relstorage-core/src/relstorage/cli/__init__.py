@@ -1,5 +1,5 @@
-"""The command line: ``relstorage`` with its commands, and ``zodbconvert`` and ``zodbpack``, which are two of them under the
-names that they had before."""
+"""The command line: ``relstorage`` with its commands, and ``zodbconvert`` and ``zodbpack``, which are two of them
+under the names that they had before."""
 
 from __future__ import annotations
 

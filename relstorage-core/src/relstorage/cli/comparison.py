@@ -1,5 +1,5 @@
-"""Compare two storages after a conversion: every transaction and record in tid order, or, where one of them keeps no history,
-every current record in oid order. Both are read as streams; states and blobs are compared by checksum."""
+"""Compare two storages after a conversion: every transaction and record in tid order, or, where one of them keeps no
+history, every current record in oid order. Both are read as streams; states and blobs are compared by checksum."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _current(storage: Any) -> Iterator[tuple[int, int, bytes]]:
 
 def _side_by_side(left: Iterator[Any], right: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
     """Merge two ascending sequences of tuples by their first items; None stands for what one of them lacks."""
-    missing = (None,)
+    missing: Any = ()
     here, there = next(left, missing), next(right, missing)
     while here is not missing or there is not missing:
         if there is missing or (here is not missing and here[0] < there[0]):

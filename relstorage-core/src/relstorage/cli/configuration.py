@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from importlib.util import find_spec
+from dataclasses import dataclass
 from typing import Any
 
 import ZConfig
 
 from relstorage.cli.running import Unusable
 from relstorage.config.zconfig import RelStorageFactory
+from relstorage.options import Options, declared
 
 _CONVERSION = """
 <schema>
@@ -32,7 +32,21 @@ _STORAGES = """
 </schema>
 """
 
-_ZOPE_SECTION = re.compile(r"^\s*<zodb_db\b", re.MULTILINE)
+# What Zope adds to a database, which means nothing here.
+_ZOPE = """
+<schema>
+  <import package="ZODB"/>
+  <sectiontype name="zodb_db" extends="zodb">
+    <multikey name="mount-point" attribute="mount_points"/>
+    <key name="connection-class"/>
+    <key name="container-class"/>
+  </sectiontype>
+  <multisection type="zodb_db" name="+" attribute="databases"/>
+</schema>
+"""
+
+_ZOPE_SECTION = re.compile(r"^\s*<zodb_db\b", re.MULTILINE | re.IGNORECASE)
+_ZOPE_SECTION_END = re.compile(r"^\s*</zodb_db\s*>", re.MULTILINE | re.IGNORECASE)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
@@ -62,9 +76,8 @@ class ConfiguredStorage:
         """Return the same storage, to be opened so that nothing in it changes, where its kind can do that."""
         section = self.section
         if isinstance(section, RelStorageFactory):
-            options = section.options
-            values = {each.name: getattr(options, each.name) for each in fields(options)}
-            section.options = type(options)(**{**values, "read_only": True, "create_schema": False})
+            values = {each.name: getattr(section.options, each.name) for each in declared(Options)}
+            section.options = Options(**{**values, "read_only": True, "create_schema": False})
         elif section is not None:
             inner = section.config
             while not hasattr(inner, "read_only") and hasattr(inner, "base"):
@@ -86,12 +99,13 @@ def configured_storages(argument: str) -> list[ConfiguredStorage]:
         return [ConfiguredStorage(_without_secrets(argument), _resolved(argument))]
     text = _text(argument)
     if _ZOPE_SECTION.search(text):
-        found = [each.config.storage for each in _load(_zope_schema(argument), argument, text).databases]
+        databases = _load(_schema(_ZOPE), argument, _databases_of_zope(text)).databases
+        found = [each.config.storage for each in databases]
     else:
         configuration = _load(_schema(_STORAGES), argument, text)
         found = [*configuration.storages, *(each.config.storage for each in configuration.databases)]
     if not found:
-        raise Unusable(f"{argument} describes no storage. Give it a section such as <relstorage>, <filestorage> or <zodb>.")
+        raise Unusable(f"{argument} describes no storage; it needs a section such as <relstorage> or <zodb>.")
     return [_configured(f"{argument}, storage {number}", section) for number, section in enumerate(found, 1)]
 
 
@@ -113,14 +127,15 @@ def _schema(text: str) -> Any:
     return ZConfig.loadSchemaFile(io.StringIO(text))
 
 
-def _zope_schema(path: str) -> Any:
-    found = find_spec("Zope2.Startup") if find_spec("Zope2") else None
-    if found is None or not found.submodule_search_locations:
-        raise Unusable(
-            f"{path} is a configuration of Zope, which is not installed here. "
-            "Run this program in Zope's environment, or write the storage into a file of its own."
-        )
-    return ZConfig.loadSchema(os.path.join(found.submodule_search_locations[0], "wsgischema.xml"))
+def _databases_of_zope(text: str) -> str:
+    """Return a configuration of Zope without what is not about databases; every line keeps its number."""
+    lines = []
+    within = False
+    for line in text.splitlines():
+        within = within or bool(_ZOPE_SECTION.match(line))
+        lines.append(line if within or line.lstrip().startswith("%") else "")
+        within = within and not _ZOPE_SECTION_END.match(line)
+    return "\n".join(lines)
 
 
 def _load(schema: Any, path: str, text: str) -> Any:
@@ -137,7 +152,7 @@ def _resolved(uri: str) -> Callable[[], Any]:
         factory, _ = resolve_uri(uri)
     except KeyError:
         raise Unusable(f"Nothing that is installed knows the scheme of {_without_secrets(uri)}.") from None
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def _without_secrets(uri: str) -> str:

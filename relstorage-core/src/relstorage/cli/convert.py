@@ -1,7 +1,7 @@
 """``zodbconvert``: copy the storage ``source`` of a file into its storage ``destination``, transaction by transaction.
 
-What has been copied is complete and durable at any time, up to some transaction. So a copy that was stopped, or a source that
-has grown since, is continued with ``--incremental`` after the destination's last transaction.
+What has been copied is complete and durable at any time, up to some transaction. So a copy that was stopped, or a
+source that has grown since, is continued with ``--incremental`` after the destination's last transaction.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from relstorage.storage.copying import (
 )
 
 _RESUME = (
-    "What was copied until then is complete and durable. Run the same command with --incremental, without --clear, to go on."
+    "What was copied until then is complete and durable. To go on, run the same command with --incremental, "
+    "without --clear."
 )
 
 
@@ -63,9 +64,11 @@ class Summary:
 @click.option("--dry-run", is_flag=True, help="Read the source, say what would be copied, and change nothing.")
 @click.option("--clear", is_flag=True, help="First remove everything from the destination.")
 @click.option(
-    "--incremental", is_flag=True, help="Copy only what follows the last transaction of the destination. Resumes a copy."
+    "--incremental", is_flag=True, help="Copy what follows the last transaction of the destination. Resumes a copy."
 )
-@click.option("--verify", is_flag=True, help="Afterwards compare both storages: counts, and the checksum of every record and blob.")
+@click.option(
+    "--verify", is_flag=True, help="Afterwards compare both: counts, and the checksum of every record and blob."
+)
 @click.option("--no-blobs", is_flag=True, help="Copy the records of blobs without their files.")
 @running.json_option
 def convert(
@@ -73,8 +76,8 @@ def convert(
 ) -> None:
     """Copy one storage into another, with all transactions and blobs.
 
-    CONFIG is a ZConfig file with two storages, in sections that are named 'source' and 'destination'. A destination that has
-    data already is refused, unchanged, without --clear or --incremental.
+    CONFIG is a ZConfig file with two storages, in sections that are named 'source' and 'destination'. A destination
+    that has data already is refused, unchanged, without --clear or --incremental.
     """
     if clear and incremental:
         raise click.UsageError("--clear and --incremental contradict each other.")
@@ -123,7 +126,7 @@ class Conversion:
         source = self._source
         destination = self._open.enter_context(self._destination_section.opened())
         if not IStorageRestoreable.providedBy(destination):
-            raise CopyError(f"Converting: the destination, {_name(destination)}, cannot take transactions with their tids.")
+            raise CopyError(f"Converting: the destination, {_name(destination)}, cannot take copied transactions.")
         if destination.isReadOnly():
             raise CopyError(f"Converting: the destination, {_name(destination)}, is read-only.")
         _refuse_same_database(source, destination)
@@ -131,7 +134,7 @@ class Conversion:
         if last is not None and not self._clear and not self._incremental:
             raise CopyError(
                 f"Converting: the destination, {_name(destination)}, has data already; nothing was changed. "
-                "Use --incremental to copy what follows its last transaction, or --clear to remove everything from it first."
+                "Use --incremental to copy what follows its last transaction, or --clear to empty it first."
             )
         start = self._start(last)
         if self._clear and last is not None:
@@ -187,7 +190,8 @@ class Conversion:
                     summary.blobs += holds_blob(record.data)
                 summary.transactions += 1
                 summary.last_tid = _shown(transaction.tid)
-                gauge.show(shown, CopyProgress(summary.transactions, summary.records, summary.blobs, summary.bytes, 0.0, b""))
+                counted = summary.transactions, summary.records, summary.blobs, summary.bytes
+                gauge.show(shown, CopyProgress(*counted, seconds=0.0, tid=transaction.tid))
                 if interruption.requested:
                     summary.interrupted = True
                     break
@@ -210,14 +214,14 @@ class Conversion:
             with _closing(source.iterator(last, last)) as transactions:
                 if not any(transaction.tid == last for transaction in transactions):
                     raise CopyError(
-                        f"Continuing after transaction {_shown(last)}: the source does not have it, so the destination holds "
-                        "something else. Nothing was changed. Use --clear to begin again."
+                        f"Continuing after transaction {_shown(last)}: the source does not have it, so the "
+                        "destination holds something else. Nothing was changed. Use --clear to begin again."
                     )
         return to_bytes(to_int(last) + 1)
 
 
 class Gauge:
-    """How far a copy is: in bytes of a FileStorage's file, in records where they can be counted, else in transactions."""
+    """How far a copy is: in bytes of a FileStorage's file, in records that can be counted, or in transactions."""
 
     def __init__(self, source: Any, iterator: Any, whole: bool):
         self.unit = "transactions"
@@ -268,7 +272,8 @@ def _refuse_same_database(source: Any, destination: Any) -> None:
         and source.database.identity.uuid == destination.database.identity.uuid
     ):
         raise CopyError(
-            "Converting: source and destination are the same database, or one is a copy of the other's files. Nothing was changed."
+            "Converting: source and destination are the same database, or one is a copy of the other's files. "
+            "Nothing was changed."
         )
 
 
@@ -276,8 +281,8 @@ def _clear(destination: Any) -> None:
     zap = getattr(destination, "zap_all", None)
     if zap is None:
         raise CopyError(
-            f"Clearing {_name(destination)}: this kind of storage cannot be cleared by this program. Nothing was changed. "
-            "Remove its files, then convert without --clear."
+            f"Clearing {_name(destination)}: this kind of storage cannot be cleared by this program. "
+            "Nothing was changed. Remove its files, then convert without --clear."
         )
     zap()
 
@@ -292,7 +297,7 @@ def _shown(tid: bytes | None) -> str | None:
 
 def _fill(summary: Summary, progress: CopyProgress) -> None:
     summary.transactions, summary.records, summary.blobs = progress.transactions, progress.records, progress.blobs
-    summary.bytes, summary.seconds = progress.bytes, round(progress.seconds, 3)
+    summary.bytes, summary.seconds = progress.size, round(progress.seconds, 3)
     summary.last_tid = _shown(progress.tid)
     summary.missing_blobs = progress.missing_blobs
     summary.missing = [{"oid": f"{to_int(oid):#x}", "tid": f"{to_int(tid):#018x}"} for oid, tid in progress.missing]
@@ -307,7 +312,7 @@ def _print(summary: Summary) -> None:
         return
     click.echo(f"Copied {counts}, {quantity(summary.bytes, BYTES)}, in {summary.seconds:.1f} seconds.")
     if summary.missing_blobs:
-        click.echo(f"The source has lost the files of {summary.missing_blobs:,} blobs; their records were copied:", err=True)
+        click.echo(f"The source has lost the files of {summary.missing_blobs:,} blobs, whose records were copied:", err=True)
         for each in summary.missing:
             click.echo(f"  object {each['oid']}, transaction {each['tid']}", err=True)
     verified = summary.verified

@@ -75,10 +75,10 @@ def info(configuration: str, as_json: bool) -> None:
     if as_json:
         running.write_json({"storages": [asdict(each) for each in found]})
         return
-    for number, each in enumerate(found):
+    for number, known in enumerate(found):
         if number:
             click.echo()
-        for name, value in _lines(each):
+        for name, value in _lines(known):
             click.echo(f"{name + ':':<18}{value}")
 
 
@@ -129,7 +129,8 @@ def _moment(seconds: float) -> str:
 def _lines(found: Facts) -> list[tuple[str, str]]:
     lines = [("storage", found.storage)]
     if found.backend is not None:
-        lines += [("backend", f"{found.backend}, driver {found.driver}" + (f", {found.server}" if found.server else ""))]
+        server = f", {found.server}" if found.server else ""
+        lines += [("backend", f"{found.backend}, driver {found.driver}{server}")]
         lines += [("uuid", str(found.uuid)), ("schema version", str(found.schema_version))]
     else:
         lines += [("kind", found.kind)]
@@ -150,5 +151,6 @@ def _lines(found: Facts) -> list[tuple[str, str]]:
         if cache.blob_dir is None:
             lines.append(("blobs", "no blob-dir"))
         else:
-            lines.append(("blobs", f"{cache.blob_dir} ({'shared' if cache.shared_blob_dir else 'cache of the database'})"))
+            use = "shared" if cache.shared_blob_dir else "cache of the database"
+            lines.append(("blobs", f"{cache.blob_dir} ({use})"))
     return lines

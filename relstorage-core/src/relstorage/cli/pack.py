@@ -21,7 +21,7 @@ from relstorage.storage import RelStorage
 _DAY = 86400
 
 _RESUME = (
-    "What was removed until then is consistent, and nothing that is needed is gone. Run the same command again to go on."
+    "What was removed until then was not needed, and the database is consistent. To go on, run the same command again."
 )
 
 
@@ -36,8 +36,8 @@ _RESUME = (
     help="Keep what was current within this many days. 0 keeps only what is current now; so does a negative number, "
     "which goes by the newest transaction instead of the clock.",
 )
-@click.option("--prepack", is_flag=True, help="Only mark what can be removed; a later run with --use-prepack-state removes it.")
-@click.option("--use-prepack-state", is_flag=True, help="Remove what the last --prepack marked, without looking for more.")
+@click.option("--prepack", is_flag=True, help="Only mark what can be removed; --use-prepack-state removes it later.")
+@click.option("--use-prepack-state", is_flag=True, help="Remove what the last --prepack marked; look for nothing else.")
 @click.option("--check-refs-only", is_flag=True, help="Remove nothing; report references to objects that do not exist.")
 @click.option("--dry-run", is_flag=True, help="Remove nothing; say what would be removed.")
 @running.json_option
@@ -53,7 +53,8 @@ def pack_storages(
     """Pack every storage of CONFIG: remove old revisions, and objects that nothing refers to.
 
     CONFIG is a ZConfig file with any number of storages or databases, a configuration of Zope, or a URI such as
-    sqlite:///srv/zodb. Others may go on using the storages meanwhile. A pack that was stopped is resumed by the next one.
+    sqlite:///srv/zodb. Others may go on using the storages meanwhile. A pack that was stopped is resumed by the
+    next one.
     """
     if sum((prepack, use_prepack_state, check_refs_only, dry_run)) > 1:
         raise click.UsageError("--prepack, --use-prepack-state, --check-refs-only and --dry-run exclude each other.")

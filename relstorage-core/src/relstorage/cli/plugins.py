@@ -1,4 +1,4 @@
-"""``relstorage plugins``: which backends, drivers, caches and hooks there are, and what keeps the others from working."""
+"""``relstorage plugins``: which backends, drivers, caches and hooks there are, and why others cannot be used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _WIDTH = 160
 def plugins(check: bool, as_json: bool) -> None:
     """List backends, drivers, caches and hooks, and what to type for those that cannot be used.
 
-    With --check, a driver whose client library is not installed counts as broken only if its backend has no other that works.
+    With --check, a driver whose client library is not installed counts as broken only if its backend has no other
+    that works.
     """
     found = Plugins().describe()
     if as_json:

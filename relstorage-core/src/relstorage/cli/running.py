@@ -1,7 +1,7 @@
 """How a command runs: its log, its exit status, what an error and Ctrl-C look like.
 
-Results go to standard output; progress, log and errors to standard error. An error that somebody can do something about is one
-message; the traceback is for ``--debug``.
+Results go to standard output; progress, log and errors to standard error. An error that somebody can do something
+about is one message; the traceback is for ``--debug``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import click
 import ZConfig
 from rich.console import Console
 from rich.logging import RichHandler
+from zc.lockfile import LockError
 from ZODB.loglevels import TRACE
 from ZODB.POSException import POSError
 
 from relstorage.errors import ConfigurationError, PluginError
-from zc.lockfile import LockError
 
 OK = 0
 PROBLEM = 1
@@ -85,7 +85,7 @@ class Command(click.Command):
 
 def json_option(function: Function) -> Function:
     """Add ``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to standard output.")(function)
 
 
 def configuration_argument(function: Function) -> Function:

@@ -1,7 +1,7 @@
 """Walk every record of a storage and report what is wrong with it.
 
-A *subject* lists the objects first, then every revision. The walk keeps a few numbers for each object and each reference, so that
-it needs some hundred bytes of memory for each object and never holds the states.
+A *subject* lists the objects first, then every revision. The walk keeps a few numbers for each object and each
+reference, so that it needs less than a hundred bytes of memory for each object and never holds the states.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ListedObject(NamedTuple):
 
 
 class Revision(NamedTuple):
-    """A record. Size and md5 are what was recorded of it; ``blob`` tells whether there is a blob, None if that is not known."""
+    """A record, the size and md5 that were recorded of it, and whether it has a blob, None if that is not known."""
 
     oid: int
     tid: int
@@ -123,9 +123,11 @@ def verify(storage: Any, *, blobs: bool, show: Callable[[str, str, int | None], 
     """Walk a storage. ``show(title, unit, total)`` is a context manager that gives a meter."""
     began = time.monotonic()
     report = Verification()
-    subject: Subject = DatabaseSubject(storage.database, blobs) if isinstance(storage, RelStorage) else IteratedSubject(
-        storage, blobs
-    )
+    subject: Subject
+    if isinstance(storage, RelStorage):
+        subject = DatabaseSubject(storage.database, blobs)
+    else:
+        subject = IteratedSubject(storage, blobs)
     with closing(subject):
         objects = _Objects()
         with show("Listing objects", "objects", None) as meter:
@@ -188,7 +190,7 @@ class _Walk:
             report.add("checksum", oid, tid, f"its md5 is not the recorded {revision.md5}")
         place = self._objects.find(oid)
         if place < 0 or tid > self._objects.tids[place]:
-            report.add("current", oid, tid, "a revision that is newer than the current one, or of an object that has none")
+            report.add("current", oid, tid, "a revision newer than the current one, or of an object without any")
         if state:
             self._look_into(state, oid, tid, place)
             self._look_for_blob(revision)
@@ -349,6 +351,7 @@ class _StoredBlobs:
             self._stray()
 
     def _stray(self) -> None:
+        assert self._next is not None
         oid, tid = self._next
         self._report.add("stray-blob", oid, tid, "there is blob data for a record that does not exist")
         self._next = next(self._rows, None)

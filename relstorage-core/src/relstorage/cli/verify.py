@@ -20,9 +20,9 @@ from relstorage.cli.verification import verify as verify_storage
 def verify(configuration: str, no_blobs: bool, as_json: bool) -> None:
     """Read every revision in every storage of CONFIG and report what is wrong. Nothing is changed.
 
-    It finds records that cannot be read, references to objects that do not exist, blobs without data and data without a blob,
-    current revisions that are missing, and records that are not what was recorded of their size and checksum. Objects that
-    cannot be reached from the root are counted; they are no problem, and the next pack removes them.
+    It finds records that cannot be read, references to objects that do not exist, blobs without data and data without
+    a blob, current revisions that are missing, and records that are not what was recorded of their size and checksum.
+    Objects that cannot be reached from the root are counted; they are no problem, and the next pack removes them.
 
     CONFIG is a ZConfig file with any number of storages or databases, a configuration of Zope, or a URI such as
     sqlite:///srv/zodb.

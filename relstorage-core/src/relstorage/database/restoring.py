@@ -1,7 +1,7 @@
 """Restore what another storage committed, many of its transactions in one transaction of the database.
 
-Each keeps its tid and its records. Together they are flushed to disk once, and if the process dies before that, nothing of them
-is there. The write lock is held from the first ``begin`` to ``commit``.
+Each keeps its tid and its records. Together they are flushed to disk once, and if the process dies before that,
+nothing of them is there. The write lock is held from the first ``begin`` to ``commit``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Restoration:
         """End the transaction. It becomes visible and durable with ``commit``."""
         self._send_states()
         if self._tid <= self._newest and not self._told_readers:
-            # Polls ask for larger tids only, so they would never see this one: tell them that everything may have changed.
+            # Polls ask for larger tids only, so they would never see this one: tell them that all may have changed.
             self._session.run(self._sql.note_removed, (-1, self._chosen))
             self._told_readers = True
         self._ended.append((self._tid, self._blobs, self._records, time.perf_counter() - self._began))

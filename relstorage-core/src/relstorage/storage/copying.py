@@ -1,8 +1,8 @@
 """Copy transactions from another storage, blobs included, and tell how far it is.
 
-A *target* takes the transactions one after the other. ``BatchTarget`` writes many of them into one transaction of our database;
-``SingleTarget`` uses ZODB's interface and suits every storage that can restore. Either way they become durable in the order
-of their tids, so that an interrupted copy goes on after the last.
+A *target* takes the transactions one after the other. ``BatchTarget`` writes many of them into one transaction of our
+database; ``SingleTarget`` uses ZODB's interface and suits every storage that can restore. Either way they become
+durable in the order of their tids, so that an interrupted copy goes on after the last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CopyProgress(NamedTuple):
     transactions: int
     records: int
     blobs: int
-    bytes: int
+    size: int
     seconds: float
     tid: bytes
     missing_blobs: int = 0
@@ -124,9 +124,8 @@ class BatchTarget:
         if self._transactions == 0:
             self._since = time.monotonic()
         extension = transaction.extension_bytes
-        metadata = Metadata(
-            transaction.user, transaction.description, extension, packed=transaction.status == "p"
-        )
+        packed = transaction.status == "p"
+        metadata = Metadata(transaction.user, transaction.description, extension, packed)
         self._restoration.begin(metadata, to_int(transaction.tid))
 
     def put(self, record: Any, blob: str | None) -> None:
@@ -174,9 +173,9 @@ def copy_transactions(
 ) -> CopyProgress:
     """Copy the transactions of ``source`` from the tid ``start`` on, each with its own tid.
 
-    ``proceed`` is called after each transaction; when it returns false, what was copied is made durable and the copy ends.
-    ``iterator`` are the transactions themselves, for a caller who wants to watch it. Raise ``CopyError`` for a blob that
-    source or target has no directory for, unless ``skip_blobs``.
+    ``proceed`` is called after each transaction; when it returns false, what was copied is made durable and the copy
+    ends. ``iterator`` are the transactions themselves, for a caller who wants to watch it. Raise ``CopyError`` for a
+    blob that source or target has no directory for, unless ``skip_blobs``.
     """
     copy = _Copy(source, target, skip_blobs)
     tell = hooks is not None and hooks.listens("relstorage_copy_progress")
