@@ -195,6 +195,15 @@ def test_relstorage_reads_everything_that_was_written(case: Case, database: Plac
     assert database.relstorage(["dump"]) == [seen]
 
 
+@over("case", CASES, ids=str)
+def test_verify_finds_nothing_wrong(case: Case, database: Place) -> None:
+    database.ours(["write", "ours"])
+    command = [str(Path(sys.executable).with_name("relstorage")), "verify", str(database.configuration)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "No problem was found" in done.stdout
+
+
 @over("case", PRESERVING, ids=str)
 def test_a_transaction_of_relstorage_can_be_undone(case: Case, database: Place) -> None:
     before, _, after = database.ours(["dump"], ["undo", "Correct"], ["dump"])
