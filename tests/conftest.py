@@ -66,6 +66,7 @@ def environment(request: pytest.FixtureRequest) -> Callable[..., str]:
     ``pythons`` are the versions of Python that they need, if it is not the one that runs the tests.
     """
     kept = request.config.cache.mkdir("environments")
+    failed: dict[Path, str] = {}
 
     def make(name: str, *requirements: str, pythons: Sequence[str] = ()) -> str:
         python = find_python(*pythons) if pythons else sys.executable
@@ -75,14 +76,18 @@ def environment(request: pytest.FixtureRequest) -> Callable[..., str]:
         place = kept / f"{name}-{made_from}"
         complete = place / "complete"
         with only_one(kept / f"{name}.lock"):
-            if not complete.exists():
+            if not complete.exists() and place not in failed:
                 shutil.rmtree(place, ignore_errors=True)
                 install = [str(place / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", "--prefer-binary"]
                 for command in ([python, "-m", "venv", str(place)], [*install, *requirements]):
                     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                     if done.returncode:
-                        missing(f"{' '.join(requirements)} cannot be installed: {done.stdout[-2000:]}", fail=True)
-                complete.touch()
+                        failed[place] = done.stdout[-2000:]
+                        break
+                else:
+                    complete.touch()
+        if place in failed:
+            missing(f"{' '.join(requirements)} cannot be installed: {failed[place]}", fail=True)
         return str(place / "bin" / "python")
 
     return make

@@ -110,6 +110,37 @@ class Place:
             [[verdict]] = connection.execute("PRAGMA integrity_check").fetchall()
         return broken if verdict == "ok" else [*broken, verdict]
 
+    def schema(self) -> dict[str, Any]:
+        """Return RelStorage's tables, views and indexes, and the rows that it makes with them."""
+        with closing(sqlite3.connect(self.path / "data" / "main.sqlite3")) as connection:
+
+            def rows(text: str) -> list[Any]:
+                return sorted(connection.execute(text).fetchall(), key=str)
+
+            # SQLite's own are left out, and ours.
+            names = rows(
+                "SELECT type, name, tbl_name FROM sqlite_master WHERE type IN ('table', 'view')"
+                " AND name NOT LIKE 'sqlite~_%' ESCAPE '~' AND name NOT LIKE 'rs~_%' ESCAPE '~'"
+            )
+            described = {
+                name: {
+                    "type": kind,
+                    "columns": rows(f"SELECT name, upper(type), \"notnull\", pk FROM pragma_table_info('{name}')"),
+                    "foreign keys": rows(
+                        f'SELECT "table", "from", "to", on_delete FROM pragma_foreign_key_list(\'{name}\')'
+                    ),
+                    "indexes": rows(
+                        f'SELECT list."unique", (SELECT group_concat(name) FROM pragma_index_info(list.name))'
+                        f" FROM pragma_index_list('{name}') list"
+                    ),
+                }
+                for kind, name, _ in names
+            }
+            described["rows"] = rows("SELECT tid FROM commit_row_lock")
+            if self.case.keep_history:
+                described["rows"] += rows('SELECT * FROM "transaction" WHERE tid = 0')
+            return described
+
 
 def new_place(path: Path, case: Case, python: str) -> Place:
     # RelStorage does not make these.
@@ -301,3 +332,13 @@ def test_relstorage_uses_a_database_that_began_here(
     _, _, garbage, seen = database.relstorage(["write", "theirs"], ["pack"], ["garbage"], ["dump"])
     assert garbage == []
     assert list(map(lasting, database.ours(["dump"]))) == [lasting(seen)]
+
+
+@over("case", WITH_4_3, ids=str)
+def test_a_database_that_began_here_has_the_tables_of_relstorage(
+    case: Case, made: Callable[[Case], Any], tmp_path: Path
+) -> None:
+    theirs, _ = made(case)
+    database = new_place(tmp_path / "database", case, "")
+    database.ours(["make"])
+    assert database.schema() == theirs.schema()

@@ -15,7 +15,8 @@ from relstorage.blobs import CachedBlobs
 from relstorage.errors import LayoutError, OutOfSpace, TransientStorageError
 
 TID = 0x03D167F919308700
-NOW = 1_700_000_000
+LONG_AGO = 1_000_000_000
+IN_THE_FUTURE = 4_000_000_000
 
 
 class Downloads:
@@ -170,19 +171,29 @@ def test_where_a_restart_of_the_machine_cannot_be_told_a_download_is_flushed_bef
     assert seen == []
 
 
-@pytest.mark.parametrize("marker", ["an earlier boot", None])
-def test_what_was_written_shortly_before_the_machine_restarted_is_dropped(opening, monkeypatch, marker):
+@pytest.mark.parametrize(
+    ("marker", "newest", "kept"),
+    [
+        ("an earlier boot", LONG_AGO, {1200}),
+        # The clock of the machine may be wrong after the restart.
+        ("an earlier boot", IN_THE_FUTURE, {1200}),
+        # Without a marker the time must tell what was written before the restart.
+        (None, LONG_AGO, {1200}),
+        (None, IN_THE_FUTURE, {0, 600, 1200}),
+    ],
+)
+def test_what_was_written_shortly_before_the_machine_restarted_is_dropped(opening, monkeypatch, marker, newest, kept):
     monkeypatch.setattr("relstorage.blobs.cached.current_boot", lambda: "this boot")
     blobs = opening()
     for age in (0, 600, 1200):
-        os.utime(blobs.load(age, TID, Downloads(b"content")), (NOW, NOW - age))
+        os.utime(blobs.load(age, TID, Downloads(b"content")), (newest, newest - age))
     again = opening()
     assert len(list(again.all_revisions())) == 3
     boot = Path(blobs.path, ".boot")
     assert boot.read_text() == "this boot"
     boot.unlink() if marker is None else boot.write_text(marker)
     after = opening()
-    assert list(after.all_revisions()) == [(1200, TID)]
+    assert set(after.all_revisions()) == {(age, TID) for age in kept}
     assert boot.read_text() == "this boot"
 
 

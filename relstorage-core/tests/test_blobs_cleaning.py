@@ -95,6 +95,24 @@ def test_partial_downloads_of_older_programs_are_removed_when_they_are_old(cache
     assert young.exists()
 
 
+def test_a_file_that_is_used_while_the_cleaner_works_is_spared(cache):
+    def uses_blob_7():
+        cache.load(7, 1, lambda path: False)
+        return False
+
+    clean(cache.path, 0, stopped=uses_blob_7)
+    assert cached_oids(cache) == {7}
+
+
+def test_cleaning_also_removes_what_dead_processes_left(cache):
+    dead = Scratch(os.path.join(cache.path, "tmp"))
+    left = Path(dead.new_file())
+    left.touch()
+    dead.close()
+    clean(cache.path, 10000)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("layout", ["bushy", None])
 def test_a_directory_that_is_no_cache_is_never_cleaned(cache, layout):
     marker = Path(cache.path, ".layout")
@@ -116,6 +134,7 @@ def test_one_process_at_a_time_cleans(cache):
 def test_cleaning_stops_when_it_is_told_to(cache):
     answers = iter([False, False, True])
     assert clean(cache.path, 0, stopped=lambda: next(answers)) == (9800, 2, 200)
+    assert cached_oids(cache) == set(range(2, 100))
 
 
 def test_the_program_cleans(cache):

@@ -14,6 +14,7 @@ from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import POSKeyError
 
 from relstorage.ids import to_bytes, to_int
+from relstorage.storage import RelStorage
 from relstorage.storage.copying import holds_blob
 
 #: How many differences are described.
@@ -156,6 +157,19 @@ def _compare_current(source: Any, destination: Any, records: _Records, update: U
 
 def _current(storage: Any) -> Iterator[tuple[int, int, bytes]]:
     """Iterate over oid, tid and state of the current records in oid order."""
+    return _current_of_ours(storage) if isinstance(storage, RelStorage) else _current_of_any(storage)
+
+
+def _current_of_ours(storage: RelStorage) -> Iterator[tuple[int, int, bytes]]:
+    following: bytes | None = None
+    more = len(storage) > 0
+    while more:
+        oid, tid, state, following = storage.record_iternext(following)
+        yield to_int(oid), to_int(tid), state
+        more = following is not None
+
+
+def _current_of_any(storage: Any) -> Iterator[tuple[int, int, bytes]]:
     newest = LLBTree()
     iterator = storage.iterator()
     with closing(iterator) if hasattr(iterator, "close") else ExitStack():

@@ -162,7 +162,13 @@ class Conversion:
         summary.interrupted = interruption.requested
         if self._verify and not summary.interrupted:
             with meter("Comparing", "records") as shown:
-                summary.verified = compare(source, destination, shown.update, with_blobs=not self._no_blobs)
+
+                def update(done: float) -> None:
+                    shown.update(done)
+                    if interruption.requested:
+                        raise KeyboardInterrupt
+
+                summary.verified = compare(source, destination, update, with_blobs=not self._no_blobs)
         return summary
 
     def dry_run(self, interruption: running.Interruption) -> Summary:
@@ -312,7 +318,7 @@ def _print(summary: Summary) -> None:
         return
     click.echo(f"Copied {counts}, {quantity(summary.bytes, BYTES)}, in {summary.seconds:.1f} seconds.")
     if summary.missing_blobs:
-        click.echo(f"The source has lost the files of {summary.missing_blobs:,} blobs, whose records were copied:", err=True)
+        click.echo(f"The source has lost the files of {summary.missing_blobs:,} blobs; it has only records:", err=True)
         for each in summary.missing:
             click.echo(f"  object {each['oid']}, transaction {each['tid']}", err=True)
     verified = summary.verified

@@ -85,7 +85,7 @@ class Command(click.Command):
 
 def json_option(function: Function) -> Function:
     """Add ``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to standard output.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Write the result to stdout as JSON.")(function)
 
 
 def configuration_argument(function: Function) -> Function:

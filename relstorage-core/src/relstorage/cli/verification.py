@@ -224,7 +224,7 @@ class _Walk:
             if revision.blob is False:
                 self._report.add("missing-blob", revision.oid, revision.tid, "there is no data for this blob")
         elif revision.blob:
-            self._report.add("stray-blob", revision.oid, revision.tid, "there is blob data for an object that is no blob")
+            self._report.add("stray-blob", revision.oid, revision.tid, "there is blob data for what is no blob")
 
     def count_unreachable(self) -> None:
         """Follow the references from the root."""

@@ -187,7 +187,8 @@ def find_conflicts(
 ) -> list[Conflict]:
     """Compare the staged records with the current tids and return the conflicts.
 
-    A first store of an object that exists is a conflict unless both states are the same; so is a change of one that does not exist.
+    A first store of an object that exists is a conflict unless both states are the same; so is a change of one that does not
+    exist. A storage that never polled may make such a change all the same: DemoStorage keeps changes of another one's objects.
     Raise ``VoteReadConflictError`` if an object that was to stay as it was read has changed or gone.
     """
     _check_read_current(commit.read_current, current)
@@ -196,7 +197,7 @@ def find_conflicts(
         if kind is Kind.RESTORE:
             continue
         tid = current.get(oid)
-        if tid == base or (tid is None and base == 0 and kind is not Kind.DELETE):
+        if tid == base or (tid is None and kind is not Kind.DELETE and (base == 0 or commit.view is None)):
             continue
         state = committed_state(oid) if tid is not None else None
         if base == 0 and tid is not None and kind is Kind.STORE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -92,18 +93,19 @@ def mark(
     result = Mark(view, view if pack_tid is None else min(pack_tid, view))
     reporter.begin("read", session.row(sql.object_count)[0])
     graph, newest, sizes, roots, unreadable = Graph(), array("q"), array("q"), [ROOT_OID], []
-    for done, (oid, revisions) in enumerate(groupby(session.stream(sql.all_revisions), itemgetter(0)), 1):
-        targets, tid, size, is_root, lives = _object(oid, revisions, result, find, unreadable)
-        if not lives:
-            # Deleted before the pack's tid, and not made again.
-            result.add_garbage(oid, tid, True, size)
-            continue
-        graph.add(oid, targets)
-        newest.append(tid)
-        sizes.append(size)
-        if is_root:
-            roots.append(oid)
-        reporter.report(done)
+    with closing(session.stream(sql.all_revisions)) as rows:
+        for done, (oid, revisions) in enumerate(groupby(rows, itemgetter(0)), 1):
+            targets, tid, size, is_root, lives = _object(oid, revisions, result, find, unreadable)
+            if not lives:
+                # Deleted before the pack's tid, and not made again.
+                result.add_garbage(oid, tid, True, size)
+                continue
+            graph.add(oid, targets)
+            newest.append(tid)
+            sizes.append(size)
+            if is_root:
+                roots.append(oid)
+            reporter.report(done)
     graph.freeze()
     _rescue_unreadable(graph, unreadable)
     result.objects = len(graph)

@@ -7,6 +7,7 @@ they refer to is followed through the list of garbage.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from relstorage.errors import PackError, UnreadableState
@@ -37,10 +38,11 @@ def find_rescue(session: Any, sql: Any, run: int, since: int, find: Callable[[by
     fresh: set[int] = set()
     kept: set[int] = set()
     records = 0
-    for oid, _, state in session.stream(sql.records_since, (since,)):
-        records += 1
-        fresh.add(oid)
-        fresh.update(_references(oid, state, find))
+    with closing(session.stream(sql.records_since, (since,))) as rows:
+        for oid, _, state in rows:
+            records += 1
+            fresh.add(oid)
+            fresh.update(_references(oid, state, find))
     while fresh:
         listed = [
             row[0] for oids in chunks(sorted(fresh), OIDS) for row in session.rows(sql.pack_is_garbage, (run, oids))

@@ -17,9 +17,10 @@ What it cannot do it declares as ``gaps``, each with its reason.
 """
 
 from relstorage.testing.committing import *  # noqa: F403
+from relstorage.testing.describing_schema import *  # noqa: F403
 from relstorage.testing.polling import *  # noqa: F403
 from relstorage.testing.reading import *  # noqa: F403
-from relstorage.testing.undoing import *  # noqa: F403
+from relstorage.testing.storing_blobs import *  # noqa: F403
 from relstorage.testing.target import (
     DatabaseUnderTest,
     Gap,
@@ -31,4 +32,6 @@ from relstorage.testing.target import (
     pytest_generate_tests,
     target,
 )
+from relstorage.testing.undoing import *  # noqa: F403
+from relstorage.testing.wrapping import *  # noqa: F403
 from relstorage.testing.zodb_suite import *  # noqa: F403

@@ -219,15 +219,17 @@ class TestConflicts:
     def test_a_change_of_a_deleted_object_is_refused(self, database):
         one, two = database.open(), database.open()
         oid, tid = add(one, 1)
+        one.poll_invalidations()
         delete(two, oid, tid)
         with pytest.raises(ConflictError):
             change(one, oid, tid, 2)
         with pytest.raises(POSKeyError):
-            one.load(oid)
+            two.load(oid)
 
     def test_a_change_of_an_object_that_never_was_is_refused(self, database):
         storage = database.open()
         _, tid = add(storage)
+        storage.poll_invalidations()
         with pytest.raises(ConflictError):
             change(storage, storage.new_oid(), tid, 2)
 

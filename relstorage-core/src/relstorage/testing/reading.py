@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from zope.interface.verify import verifyObject
 from ZODB import interfaces as zodb
-from ZODB.POSException import POSKeyError, ReadOnlyError
+from ZODB.POSException import POSKeyError, ReadOnlyError, ReadOnlyHistoryError
 from ZODB.utils import maxtid, p64, u64, z64
 
 from relstorage.errors import SchemaMissing
@@ -376,7 +376,7 @@ class TestHistorical:
         grow(connection, value=1)
         then = db.open(at=connection.root()._p_serial)
         then.root()["value"] = 2
-        with pytest.raises(ReadOnlyError):
+        with pytest.raises(ReadOnlyHistoryError):
             then.transaction_manager.commit()
         then.transaction_manager.abort()
         then.close()

@@ -103,7 +103,11 @@ class DatabaseUnderTest:
 
     def zodb(self, **more: Any) -> ZODB.DB:
         """Return a ZODB database on a storage of its own."""
-        db = ZODB.DB(self.open(**more))
+        return self.zodb_on(self.open(**more))
+
+    def zodb_on(self, storage: Any) -> ZODB.DB:
+        """Return a ZODB database on any storage, which is closed with this one."""
+        db = ZODB.DB(storage)
         self._opened.callback(db.close)
         return db
 

@@ -75,7 +75,7 @@ class SqliteSession:
 
     @property
     def in_transaction(self) -> bool:
-        return self._connection.in_transaction
+        return not self.lost and self._connection.in_transaction
 
     # --- transactions
 
