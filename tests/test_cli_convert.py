@@ -43,7 +43,8 @@ class Place:
         }
         self.section = (
             f"  keep-history {str(keep_history).lower()}\n  blob-dir {path}/blob-dir\n"
-            f"  shared-blob-dir {str(shared).lower()}\n  <sqlite3>\n    data-dir {path}/data\n  </sqlite3>\n</relstorage>\n"
+            f"  shared-blob-dir {str(shared).lower()}\n"
+            f"  <sqlite3>\n    data-dir {path}/data\n  </sqlite3>\n</relstorage>\n"
         )
         self.source_section = f"<filestorage source>\n  path {path}/Data.fs\n  blob-dir {path}/blobs\n</filestorage>\n"
         self.config.write_text(f"%import relstorage\n{self.source_section}<relstorage destination>\n{self.section}")
@@ -79,8 +80,8 @@ class Place:
 
     def run(self, program, *words):
         """Run a program in a process of its own, with small batches."""
-        text = f"import os, signal, sys\nfrom relstorage.storage import copying\ncopying.BATCH_TRANSACTIONS = 7\n{program}\n"
-        text += "from relstorage.cli import zodbconvert\nzodbconvert()\n"
+        text = "import os, signal, sys\nfrom relstorage.storage import copying\ncopying.BATCH_TRANSACTIONS = 7\n"
+        text += f"{program}\nfrom relstorage.cli import zodbconvert\nzodbconvert()\n"
         words = [sys.executable, "-c", text, *words, str(self.config)]
         return subprocess.run(words, capture_output=True, text=True, timeout=120)
 
@@ -129,15 +130,9 @@ def test_batches_leave_what_single_transactions_leave(tmp_path, keep_history):
     place = Place(tmp_path, keep_history)
     place.fill()
     assert place.convert().exit_code == 0
-    with (
-        closing(place.source()) as source,
-        place.destination() as destination,
-        closing(
-            relstorage.open(
-                "sqlite", data_dir=str(tmp_path / "other"), blob_dir=str(tmp_path / "other-blobs"), keep_history=keep_history
-            )
-        ) as other,
-    ):
+    options = {**place.options, "data_dir": str(tmp_path / "other"), "blob_dir": str(tmp_path / "other-blobs")}
+    other = relstorage.open("sqlite", **options)
+    with closing(place.source()) as source, place.destination() as destination, closing(other):
         copy_transactions(source, SingleTarget(other))
         assert dump(tmp_path / "data") == dump(tmp_path / "other")
         assert destination.lastTransaction() == other.lastTransaction()
@@ -146,7 +141,7 @@ def test_batches_leave_what_single_transactions_leave(tmp_path, keep_history):
 def dump(data_dir):
     """Return the rows of every table but those that name the database."""
     with closing(sqlite3.connect(data_dir / "main.sqlite3")) as connection:
-        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")]
+        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {
             table: sorted(connection.execute(f'SELECT * FROM "{table}"'))
             for table in tables
@@ -328,7 +323,8 @@ def test_ctrl_c_stops_after_a_transaction_and_loses_nothing(tmp_path, keep_histo
 def test_an_error_in_the_middle_keeps_whole_batches_and_no_more(tmp_path):
     place = Place(tmp_path)
     place.fill()
-    failed = place.run(INTERRUPT.replace("os.kill(os.getpid(), signal.SIGINT)", "raise OSError('the disk is gone')"), "17")
+    failing = INTERRUPT.replace("os.kill(os.getpid(), signal.SIGINT)", "raise OSError('the disk is gone')")
+    failed = place.run(failing, "17")
     assert failed.returncode == 1
     assert failed.stderr.rstrip().endswith("Error: the disk is gone")
     with closing(place.source()) as source, place.destination() as destination:

@@ -191,7 +191,7 @@ def test_a_blob_that_the_source_has_lost_is_reported(place):
 
 def test_verify_after_the_copy_finds_a_blob_that_differs(place, monkeypatch):
     place.fill(1)
-    monkeypatch.setattr("relstorage.storage.copying.shutil.copyfileobj", lambda source, copy, size: copy.write(b"other"))
+    monkeypatch.setattr("relstorage.storage.copying.shutil.copyfileobj", lambda source, copy, size: copy.write(b"x"))
     result = place.convert("--verify")
     assert result.exit_code == 1
     assert "the blobs differ" in result.stdout

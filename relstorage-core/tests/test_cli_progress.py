@@ -11,7 +11,8 @@ from relstorage.cli.progress import BYTES, LogMeter, duration, meter, quantity
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2_340_000, "2.3 MB"), (5e12, "5,000.0 GB")]
+    ("number", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2_340_000, "2.3 MB"), (5e12, "5,000.0 GB")],
 )
 def test_bytes_are_shown_in_a_unit_that_suits_them(number, text):
     assert quantity(number, BYTES) == text

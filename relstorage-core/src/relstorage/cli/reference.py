@@ -27,8 +27,8 @@ from.
 
 `CONFIG` is a ZConfig file. `zodbconvert` reads from it the two storages named `source` and `destination`. The other
 commands work on every storage in it, one after the other: `<relstorage>`, `<filestorage>` and every other storage
-section, storages in `<zodb>` sections, and those in the `<zodb_db>` sections of a `zope.conf`. Instead of a file you can
-give them the URI of one storage, where `zodburi` is installed.
+section, storages in `<zodb>` sections, and those in the `<zodb_db>` sections of a `zope.conf`. Instead of a file you
+can give them the URI of one storage, where `zodburi` is installed.
 """
 
 
@@ -36,7 +36,7 @@ def page() -> str:
     """Return the Markdown of all commands."""
     programs: list[tuple[str, click.Command]] = [("relstorage", main)]
     programs += [(f"relstorage {name}", command) for name, command in sorted(main.commands.items())]
-    names = {zodbconvert: "zodbconvert", zodbpack: "zodbpack"}
+    names: dict[click.Command, str] = {zodbconvert: "zodbconvert", zodbpack: "zodbpack"}
     lines = [_TOP]
     for name, command in programs:
         lines += _section(name, command, names.get(command, ""))

@@ -23,6 +23,7 @@ from relstorage.database import Database
 from relstorage.errors import UnreadableState
 from relstorage.ids import ROOT_OID, to_int
 from relstorage.references import checked_references, class_name
+from relstorage.sql import Statement
 from relstorage.storage import RelStorage
 from relstorage.storage.copying import holds_blob
 
@@ -270,8 +271,12 @@ class DatabaseSubject:
         self._blob_oids = array("q")
         self._blob_tids = array("q")
 
+    def _stream(self, statement: Statement) -> Iterator[Any]:
+        # Closed before the session is, also where an error leaves it in the middle.
+        return self._end.enter_context(closing(self._session.stream(statement)))
+
     def objects(self, update: Update) -> Iterator[ListedObject]:
-        for number, (oid, tid, present) in enumerate(self._session.stream(self._sql.object_facts), 1):
+        for number, (oid, tid, present) in enumerate(self._stream(self._sql.object_facts), 1):
             yield ListedObject(oid, tid, None if present is None else bool(present))
             update(number)
 
@@ -281,7 +286,7 @@ class DatabaseSubject:
 
     def revisions(self, report: Verification) -> Iterator[Revision]:
         has_blob = self._blob_finder(report)
-        for oid, tid, state, size, md5 in self._session.stream(self._sql.revision_facts):
+        for oid, tid, state, size, md5 in self._stream(self._sql.revision_facts):
             state = None if state is None else bytes(state)
             recorded = md5.decode() if isinstance(md5, bytes) else md5
             yield Revision(oid, tid, state, size, recorded, has_blob(oid, tid, state))
@@ -291,7 +296,7 @@ class DatabaseSubject:
             return lambda oid, tid, state: None
         if self._in_directory:
             return self._in_shared_directory
-        self._stored = _StoredBlobs(self._session.stream(self._sql.blob_revisions), report)
+        self._stored = _StoredBlobs(self._stream(self._sql.blob_revisions), report)
         if self._directory is None and self._stored.none_at_all:
             report.notes.append("Blobs were not looked for: the storage has no blob-dir, and the database keeps none.")
             return lambda oid, tid, state: None

@@ -130,7 +130,8 @@ class Spool:
         """Iterate over the first ``count`` of (oid, tid, state) in oid order, leaving out removals."""
         for oid, (_, _, kept) in sorted(self._records.items()):
             if kept is not None:
-                yield (oid, tid, kept if type(kept) is bytes else self._state(kept))[:count]
+                row = (oid, tid, kept if type(kept) is bytes else self._state(kept))
+                yield row if count == 3 else row[:count]
 
     def removals(self) -> list[int]:
         """Return the oids of staged removals in order."""
@@ -253,8 +254,7 @@ class DirectCommit:
         for step in sql.begin_transaction:
             session.run(step, (tid, facts.packed, facts.username, facts.description, facts.extension))
         for step in sql.clear_blobs:
-            # A blob that a copy takes over must survive until then.
-            session.run_many(step, [(oid,) for oid in commit.records.oids() if oid not in commit.blob_copies])
+            session.run_many(step, self._with_old_blobs(commit))
         for step in sql.put_revision if commit.restoring else sql.put:
             session.run_many(step, commit.records.rows(tid, len(step.parameters)))
         for oid in commit.records.removals():
@@ -268,6 +268,16 @@ class DirectCommit:
         if commit.restoring and tid <= newest:
             # Polls ask for larger tids only, so they would never see this one: tell them that everything may have changed.
             session.run(sql.note_removed, (-1, ids.next_tid(newest)))
+
+    def _with_old_blobs(self, commit: StagedCommit) -> list[tuple[int]]:
+        """Return the objects that may have a blob which this commit replaces. A new object has none, which is worth knowing."""
+        new_blobs = {oid for oid, _ in commit.blobs}
+        return [
+            (oid,)
+            for oid, base, _ in commit.records.bases()
+            # A blob that a copy takes over must survive until then.
+            if (base or commit.restoring or oid in new_blobs) and oid not in commit.blob_copies
+        ]
 
     def finish(self, session: Any, commit: StagedCommit, before_commit: Callable[[int], None] | None = None) -> int:
         assert commit.tid is not None

@@ -27,8 +27,8 @@ BATCH_SECONDS = 0.2
 PAUSE_SECONDS = 0.01
 #: How many transactions are sealed or tidied at once.
 TRANSACTIONS = 20_000
-#: So few records can be looked at under the lock.
-FEW_RECORDS = 1000
+#: So few records can be looked at under the lock. Where writers are too fast for that, so many rounds are enough.
+FEW_RECORDS, ROUNDS = 1000, 10
 #: How many blob files are compared with the records at once, and how many are removed under the lock at once.
 FILES, FILES_UNDER_LOCK = 1000, 100
 #: How long a removal is remembered for connections that have not polled since.
@@ -127,7 +127,7 @@ class Sweep:
         Nobody waits meanwhile: it reads in snapshots.
         """
         sql, checked = self._sql, run.checked_tid
-        while True:
+        for _ in range(ROUNDS):
             reader = self._adapter.open_session("load")
             try:
                 reader.begin_snapshot()
@@ -142,7 +142,8 @@ class Sweep:
             self._session.commit()
             self._reporter.report(self.rescued)
             if found.records < FEW_RECORDS:
-                return checked
+                break
+        return checked
 
     def _condemn(self, run: Run, checked: int, tid: int) -> None:
         """Make the list final: from this transaction on, no commit may refer to what is on it, or change it.

@@ -19,6 +19,7 @@ What it cannot do it declares as ``gaps``, each with its reason.
 from relstorage.testing.committing import *  # noqa: F403
 from relstorage.testing.describing_schema import *  # noqa: F403
 from relstorage.testing.polling import *  # noqa: F403
+from relstorage.testing.processes import *  # noqa: F403
 from relstorage.testing.reading import *  # noqa: F403
 from relstorage.testing.storing_blobs import *  # noqa: F403
 from relstorage.testing.target import (

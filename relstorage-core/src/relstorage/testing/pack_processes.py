@@ -18,7 +18,8 @@ from persistent.mapping import PersistentMapping
 from transaction.interfaces import TransientError
 
 import relstorage
-from relstorage.errors import RemovedReferenceError, UnableToAcquirePackUndoLockError
+from relstorage.errors import MarkIncomplete, RemovedReferenceError, UnableToAcquirePackUndoLockError
+from relstorage.packing import pack
 from relstorage.testing.observed import observe
 
 #: Modules are imported once, and each process begins as a copy of that, without anything opened.
@@ -137,10 +138,16 @@ def _change(root: Any, chance: random.Random, seed: int) -> None:
     elif action < 0.65:
         for key in keys:
             other[key + "m"] = tree.pop(key)
-    elif action < 0.75:
+    elif action < 0.72 and len(root["shelf"]):
+        # Links what others take off the shelf and pack meanwhile; the tree does not conflict with that.
+        item = chance.choice(list(root["shelf"].values()))
+        len(item), len(item.get("leaf") or ())
+        time.sleep(chance.random() * 0.5)
+        other[f"{chance.random():.6f}r"] = item
+    elif action < 0.78:
         key = chance.choice(keys)
         tree[key]["leaf"] = PersistentMapping(text="new")
-    elif action < 0.85:
+    elif action < 0.88:
         # What is on the shelf is unlinked by anybody, and put back into a tree by anybody.
         shelf = root["shelf"]
         shelf[chance.randrange(5)] = tree.pop(chance.choice(keys))
@@ -154,39 +161,35 @@ def _change(root: Any, chance: random.Random, seed: int) -> None:
 
 
 def pack_until(backend: str, options: dict[str, Any], until: float, pause: float) -> dict[str, int]:
-    """Pack again and again until a moment, once more in two parts; return how often, and how often it had to wait its turn."""
+    """Pack again and again until a moment, every other time in two parts; return how often, and how often it had to wait its turn."""
     counts = {"packs": 0, "refused": 0, "rescued": 0, "removed": 0}
     with opened(backend, options) as db:
         database = db.storage.database
-        from relstorage.packing import pack
-
         while time.time() < until:
             try:
-                if counts["packs"] % 3 == 2:
+                if counts["packs"] % 2:
                     pack(database, None, db.references, prepack_only=True)
-                    time.sleep(pause)
+                    time.sleep(0.3)
                     report = pack(database, None, db.references, skip_prepack=True)
                 else:
                     report = pack(database, None, db.references)
                 counts["packs"] += 1
                 counts["rescued"] += report.rescued_objects
                 counts["removed"] += report.removed_objects
-            except UnableToAcquirePackUndoLockError:
+            except (UnableToAcquirePackUndoLockError, MarkIncomplete):
+                # Another packs now, or has used the mark in the meantime.
                 counts["refused"] += 1
             time.sleep(pause)
     return counts
 
 
-def pack_and_die(backend: str, options: dict[str, Any], calls: int, after: bool) -> int:
-    """Pack, and send SIGKILL to this process at the n-th call of a session, before or after it is done.
-
-    Return the number of calls if there were fewer.
-    """
+def pack_and_die(backend: str, options: dict[str, Any], calls: int) -> None:
+    """Pack, and send SIGKILL to this process before the n-th call of a session, unless there are fewer."""
     left = calls
 
     def count(role: str, method: str, statement: str, done: bool) -> None:
         nonlocal left
-        if done is after:
+        if not done:
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -194,7 +197,6 @@ def pack_and_die(backend: str, options: dict[str, Any], calls: int, after: bool)
     with opened(backend, options) as db:
         observe(db.storage, count)
         db.pack()
-    return calls - left
 
 
 def pack_once(backend: str, options: dict[str, Any]) -> str:

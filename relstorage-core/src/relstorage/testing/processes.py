@@ -23,7 +23,7 @@ __all__ = ["TestProcesses", "workers"]
 class Worker:
     """Another process that does one job of ``relstorage.testing.worker``."""
 
-    def __init__(self, database: DatabaseUnderTest, job: str, **arguments: Any):
+    def __init__(self, database: DatabaseUnderTest, job: str, /, **arguments: Any):
         arguments.update(backend=database.target.backend, options=database.options)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "relstorage.testing.worker", job, json.dumps(arguments)],
@@ -62,14 +62,16 @@ class Worker:
 
 @pytest.fixture
 def workers() -> Iterator[Any]:
-    """Start processes that have come as far as opening the database; they end with the test."""
+    """Start processes that open the database at the same moment; they end with the test."""
     started: list[Worker] = []
 
-    def start(database: DatabaseUnderTest, count: int, job: str, **arguments: Any) -> list[Worker]:
+    def start(database: DatabaseUnderTest, count: int, job: str, /, **arguments: Any) -> list[Worker]:
         new = [Worker(database, job, **arguments) for _ in range(count)]
         started.extend(new)
         for each in new:
             assert each.line() == "ready"
+        for each in new:
+            each.go_on()
         return new
 
     yield start

@@ -126,4 +126,5 @@ if __name__ == "__main__":
     arguments = json.loads(sys.argv[2])
     backend, options = arguments.pop("backend"), arguments.pop("options")
     say("ready")
+    wait()
     JOBS[sys.argv[1]](lambda: relstorage.open(backend, **options), **arguments)
