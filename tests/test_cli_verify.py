@@ -254,3 +254,11 @@ def test_the_wrong_history_mode_is_one_message(damaged):
     assert result.exit_code == 1
     assert "Set keep-history to" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_storage_below_a_wrapper_is_read_through_the_wrapper(damaged):
+    pytest.importorskip("zc.zlibstorage")
+    text = damaged.config.read_text().replace("<relstorage>", "<zlibstorage>\n<relstorage>") + "</zlibstorage>\n"
+    damaged.config.write_text(f"%import zc.zlibstorage\n{text}")
+    status, kinds, report = damaged.report()
+    assert (status, kinds, report["objects"]) == (0, {}, 5)

@@ -1,4 +1,5 @@
-"""An SQLite database as files: durable, never writing over what is not ours, and saying clearly why it cannot be opened."""
+"""An SQLite database as files: durable, never writing over what is not ours, and saying clearly why it cannot be
+opened."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ZODB.serialize import referencesf
+from ZODB.utils import p64, u64, z64
+
 import relstorage
 from relstorage.errors import (
     NotADatabase,
@@ -23,8 +27,6 @@ from relstorage.errors import (
     WrongHistoryMode,
 )
 from relstorage.testing.records import add, change, commit, delete, newest_undo_id, restore, state, undo
-from ZODB.serialize import referencesf
-from ZODB.utils import p64, u64, z64
 
 
 @pytest.fixture(params=[False, True], ids=["free", "history"])

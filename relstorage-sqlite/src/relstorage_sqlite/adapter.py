@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from relstorage.database.commit import DirectCommit
-from relstorage.errors import UnableToAcquirePackUndoLockError
-from relstorage.interfaces import IAdapter
 from zc.lockfile import LockError, LockFile
 from zope.interface import implementer
 
+from relstorage.database.commit import DirectCommit
+from relstorage.errors import UnableToAcquirePackUndoLockError
+from relstorage.interfaces import IAdapter
 from relstorage_sqlite.drivers.settings import SessionSettings
 from relstorage_sqlite.oids import OidRanges
 from relstorage_sqlite.schema import SqliteSchema

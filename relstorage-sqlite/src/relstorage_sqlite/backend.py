@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from relstorage.interfaces import IBackend
-from relstorage.options import Options
 from zope.interface import implementer
 
+from relstorage.interfaces import IBackend
+from relstorage.options import Options
 from relstorage_sqlite.adapter import FILE, SqliteAdapter
 from relstorage_sqlite.drivers.settings import SessionSettings
 from relstorage_sqlite.options import SqliteOptions

@@ -1,8 +1,8 @@
 """Object ids of an SQLite database, reserved in its one file.
 
 RelStorage keeps them in a second file, ``oids.sqlite3``, and starts again at 1 when that is lost. Here the main file
-is the authority: a range begins above every reserved and every stored id. The second file is only written, so that RelStorage
-finds it right when it opens the database again.
+is the authority: a range begins above every reserved and every stored id. The second file is only written, so that
+RelStorage finds it right when it opens the database again.
 """
 
 from __future__ import annotations

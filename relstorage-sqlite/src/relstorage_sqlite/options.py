@@ -43,7 +43,8 @@ def _pragma(name: str, value: Any) -> str:
     if size is None:
         return text
     amount = int(size[1]) * _UNITS[size[2].lower()]
-    # A positive cache_size counts pages; a negative one counts KiB. https://www.sqlite.org/pragma.html#pragma_cache_size
+    # A positive cache_size counts pages; a negative one counts KiB.
+    # https://www.sqlite.org/pragma.html#pragma_cache_size
     return str(-(amount // 1024)) if name == "cache_size" else str(amount)
 
 

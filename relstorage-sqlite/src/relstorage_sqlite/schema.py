@@ -1,6 +1,7 @@
 """The tables in an SQLite file: those of RelStorage 4.x, and four of our own whose names begin with rs_.
 
-Foreign keys are declared, because RelStorage's are, but not enforced: our statements keep them true, which the tests check.
+Foreign keys are declared, because RelStorage's are, but not enforced: our statements keep them true, which the tests
+check.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any
+
+from zope.interface import implementer
 
 from relstorage.database.schema import SCHEMA_VERSION, Identity, Layout, detect, new_uuid, require
 from relstorage.errors import (
@@ -19,7 +22,6 @@ from relstorage.errors import (
     UnableToAcquireCommitLockError,
 )
 from relstorage.interfaces import ISchema
-from zope.interface import implementer
 
 _COMMON = """
 CREATE TABLE commit_row_lock (tid INTEGER PRIMARY KEY NOT NULL);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -118,7 +119,8 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        click.echo("Stopping after this transaction. Press Ctrl-C again to stop at once.", err=True)
+        # Not through sys.stderr, which the signal may have interrupted in the middle of a write.
+        os.write(2, b"Stopping after this transaction. Press Ctrl-C again to stop at once.\n")
 
 
 @contextmanager

@@ -399,7 +399,9 @@ class IteratedSubject:
     def _transactions(self, **bounds: bytes) -> Iterator[Any]:
         iterator = self._storage.iterator(**bounds)
         with closing(iterator) if hasattr(iterator, "close") else ExitStack():
-            yield from iterator
+            # Not `yield from`: CPython crashes when that meets the StorageStopIteration that some storages raise.
+            for transaction in iterator:  # noqa: UP028
+                yield transaction
 
     def _blob_of(self, record: Any) -> bool | None:
         if not self._blobs or not holds_blob(record.data):

@@ -1,7 +1,7 @@
 """One database as one process uses it: what its storages share.
 
-Storages come and go with ZODB's connections. They share the adapter, the state cache, the blob directory, the pool of store
-sessions and the supply of object ids, all of which this object owns.
+Storages come and go with ZODB's connections. They share the adapter, the state cache, the blob directory, the pool of
+store sessions and the supply of object ids, all of which this object owns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a commit stages, and the commit steps of a database whose write lock covers everything.
 
-Records wait in a ``Spool`` from ``store`` until vote: in memory, then in a file. ``DirectCommit`` suits an embedded database: vote
-takes the one write lock, looks for conflicts, and writes the records in place; finish is the COMMIT.
+Records wait in a ``Spool`` from ``store`` until vote: in memory, then in a file. ``DirectCommit`` suits an embedded
+database: vote takes the one write lock, looks for conflicts, and writes the records in place; finish is the COMMIT.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ class StagedCommit:
 
     @property
     def knows_removals_to(self) -> int:
-        """The tid after which a removal is news; what is restored, or stored without ever having polled, waits for none."""
+        """The tid after which a removal is news; what is restored, or stored without ever having polled, waits for
+        none."""
         return ids.MAX_TID if self.view is None or self.restoring else self.view
 
     def close(self) -> None:
@@ -188,9 +189,10 @@ def find_conflicts(
 ) -> list[Conflict]:
     """Compare the staged records with the current tids and return the conflicts.
 
-    A first store of an object that exists is a conflict unless both states are the same; so is a change of one that does not
-    exist. A storage that never polled may make such a change all the same: DemoStorage keeps changes of another one's objects.
-    Raise ``VoteReadConflictError`` if an object that was to stay as it was read has changed or gone.
+    A first store of an object that exists is a conflict unless both states are the same; so is a change of one that
+    does not exist. A storage that never polled may make such a change all the same: DemoStorage keeps changes of
+    another one's objects. Raise ``VoteReadConflictError`` if an object that was to stay as it was read has changed or
+    gone.
     """
     _check_read_current(commit.read_current, current)
     conflicts = []
@@ -266,11 +268,13 @@ class DirectCommit:
             for number, chunk in blob_chunks(path, self._blob_chunk_size):
                 session.run(sql.put_blob_chunk, (oid, tid, number, chunk))
         if commit.restoring and tid <= newest:
-            # Polls ask for larger tids only, so they would never see this one: tell them that everything may have changed.
+            # Polls ask for larger tids only, so they would never see this one: tell them that everything may have
+            # changed.
             session.run(sql.note_removed, (-1, ids.next_tid(newest)))
 
     def _with_old_blobs(self, commit: StagedCommit) -> list[tuple[int]]:
-        """Return the objects that may have a blob which this commit replaces. A new object has none, which is worth knowing."""
+        """Return the objects that may have a blob which this commit replaces. A new object has none, which is worth
+        knowing."""
         new_blobs = {oid for oid, _ in commit.blobs}
         return [
             (oid,)

@@ -11,6 +11,7 @@ from typing import Any
 
 from relstorage.database import Database
 from relstorage.database.commit import Metadata, blob_chunks
+from relstorage.errors import Disconnected
 
 #: States of one transaction are sent together, up to about this many bytes.
 _TOGETHER = 1 << 20
@@ -80,11 +81,18 @@ class Restoration:
         """Make the transactions of the batch durable. Do nothing if there are none."""
         if self._session is None:
             return
-        for tid, blobs, _, _ in self._ended:
-            if blobs is not None:
-                blobs.place(tid)
-        self._session.commit()
         ended, self._ended = self._ended, []
+        try:
+            for tid, blobs, _, _ in ended:
+                if blobs is not None:
+                    blobs.place(tid)
+            self._session.commit()
+        except Disconnected:
+            # It may have been committed. A file too many does no harm, a missing one would.
+            raise
+        except Exception:
+            self._ended = ended
+            raise
         self._give_session_back()
         self._database.oids.raise_to(self._highest_oid)
         hooks = self._database.hooks

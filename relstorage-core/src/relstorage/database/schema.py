@@ -1,7 +1,8 @@
 """Detect, create, migrate and verify the tables of a database.
 
-The layout is detected before anything is written: a database of the other history mode, of a newer version, or of another
-application is refused unchanged. Migrations are numbered and idempotent and run under the database's write lock.
+The layout is detected before anything is written: a database of the other history mode, of a newer version, or of
+another application is refused unchanged. Migrations are numbered and idempotent and run under the database's write
+lock.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class IAdapter(Interface):
     def pack_lock(timeout):
         """Return a context manager that holds the database-wide pack lock.
 
-        It raises ``UnableToAcquirePackUndoLockError`` when another process holds it for longer than ``timeout`` seconds.
-        The lock vanishes with the process that holds it.
+        It raises ``UnableToAcquirePackUndoLockError`` when another process holds it for longer than ``timeout``
+        seconds. The lock vanishes with the process that holds it.
         """
 
     def size():
@@ -62,7 +62,8 @@ class ICommitSteps(Interface):
         """Send what the commit staged, lock the objects, and say what stands against it.
 
         ``commit`` is a ``relstorage.database.commit.StagedCommit``; the result is a ``Verdict`` of that module. Raise
-        ``VoteReadConflictError`` when an object that must be current is not, and a ``LockError`` when locks cannot be had.
+        ``VoteReadConflictError`` when an object that must be current is not, and a ``LockError`` when locks cannot be
+        had.
         """
 
     def prepare(session, commit, resolved):

@@ -48,7 +48,8 @@ class IDriver(Interface):
     def open_session(settings, role):
         """Connect and return a new ``ISession`` in the role 'load', 'store' or 'pack'.
 
-        ``settings`` is a matter between a backend and its drivers; each backend documents its own as part of its contract.
+        ``settings`` is a matter between a backend and its drivers; each backend documents its own as part of its
+        contract.
         """
 
 

@@ -1,7 +1,7 @@
-"""The graph of all objects in memory: a few arrays of integers, about 40 bytes an object with three references.
+"""The graph of all objects in memory: a few arrays of integers, about 50 bytes an object with three references.
 
-Objects are added in oid order, each with its references; then ``reach`` marks what can be reached. Where oids are dense, the place
-of an object is found by a table, else by bisection.
+Objects are added in oid order, each with its references; then ``reach`` marks what can be reached. Where oids are
+dense, the place of an object is found by a table, else by bisection.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Graph:
     ) -> int:
         """Mark everything that can be reached from the roots; return how many objects were marked now.
 
-        ``dangling(oid, target)`` is told of each reference to an object that does not exist, ``report(count)`` how far it is.
+        ``dangling(oid, target)`` is told of each reference to an object that does not exist, ``report(count)`` how far
+        it is.
         """
         reached, oids, place_of, targets_of = self._reached, self._oids, self.place, self.targets
         marked = 0

@@ -1,8 +1,8 @@
 """Mark: find out, in one snapshot, what a pack may remove.
 
-Kept are, with history, the newest revision of each object at the pack's tid and all later ones; without, the current ones. An object
-stays if it was written after the pack's tid, or can be reached from the root or from such an object through kept revisions. What
-an unreadable record may refer to stays as well.
+Kept are, with history, the newest revision of each object at the pack's tid and all later ones; without, the current
+ones. An object stays if it was written after the pack's tid, or can be reached from the root or from such an object
+through kept revisions. What an unreadable record may refer to stays as well.
 """
 
 from __future__ import annotations
@@ -169,8 +169,9 @@ def _require_searchable(oid: int, state: bytes) -> None:
         possible_references(state, lambda candidate: False)
     except UnreadableState as error:
         raise PackError(
-            f"Packing: the record of object {oid:#x} can neither be read nor searched for references, so nothing can be "
-            f"told to be garbage. Nothing was removed. Pack through the storage that transforms the records. ({error})"
+            f"Packing: the record of object {oid:#x} can neither be read nor searched for references, so nothing can "
+            "be told to be garbage. Nothing was removed. Pack through the storage that transforms the records. "
+            f"({error})"
         ) from error
 
 

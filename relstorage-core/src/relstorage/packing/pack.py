@@ -17,13 +17,22 @@ from relstorage.database import Database
 from relstorage.errors import MarkIncomplete, PackError
 from relstorage.packing.mark import Broken, Mark, mark
 from relstorage.packing.progress import PackProgress, Reporter
-from relstorage.packing.sweep import MARKED, MARKING, SWEEPING, Run, Sweep, newest_run, remove_orphaned_blobs
+from relstorage.packing.sweep import (
+    MARKED,
+    MARKING,
+    PAUSE_SECONDS,
+    SWEEPING,
+    Run,
+    Sweep,
+    newest_run,
+    remove_orphaned_blobs,
+)
 from relstorage.references import choose
 
 log = logging.getLogger(__name__)
 
 #: How many entries of the list of garbage one transaction writes.
-LIST_BATCH = 10_000
+LIST_BATCH = 5_000
 
 
 @dataclass
@@ -69,10 +78,11 @@ def pack(
 ) -> PackReport:
     """Remove the revisions and objects that nobody needs to see the database as of ``t`` and later.
 
-    ``t`` is in seconds since the epoch; 8 bytes are a tid; None or a negative number mean now. ``prepack_only`` marks and
-    stops, ``skip_prepack`` removes what the last mark listed (its time counts, not ``t``), ``dry_run`` only reports.
-    Raise ``UnableToAcquirePackUndoLockError`` if another pack of the database is running, and ``MarkIncomplete`` if there
-    is no complete mark to use. A ``dry_run`` writes nothing, takes no lock, and may be made with a read-only storage.
+    ``t`` is in seconds since the epoch; 8 bytes are a tid; None or a negative number mean now. ``prepack_only`` marks
+    and stops, ``skip_prepack`` removes what the last mark listed (its time counts, not ``t``), ``dry_run`` only
+    reports: it writes nothing, takes no lock, and may be made with a read-only storage. Raise
+    ``UnableToAcquirePackUndoLockError`` if another pack of the database is running, and ``MarkIncomplete`` if there
+    is no complete mark to use.
     """
     began = time.monotonic()
     reporter = Reporter(database.hooks, progress)
@@ -153,7 +163,8 @@ class _Pack:
         """
         run = newest_run(self._session, self._sql)
         if run is not None and run.phase == SWEEPING:
-            log.info("Pack run %s of %s was interrupted; removing what it has marked", run.run, self._database.adapter.name)
+            name = self._database.adapter.name
+            log.info("Pack run %s of %s was interrupted; removing what it has marked", run.run, name)
             self._sweep(run)
 
     def mark(self, pack_tid: int | None) -> None:
@@ -168,12 +179,14 @@ class _Pack:
             session.begin_write()
             session.run_many(sql.pack_add_garbage, batch)
             session.commit()
+            time.sleep(PAUSE_SECONDS)
             listed += len(batch)
             self._reporter.report(listed)
         session.begin_write()
         if not session.run(sql.pack_found, (run, found.pack_tid, found.view)):
             session.rollback()
-            raise PackError(f"Packing {self._database.adapter.name}: the database was emptied during the pack. Nothing was removed.")
+            name = self._database.adapter.name
+            raise PackError(f"Packing {name}: the database was emptied during the pack. Nothing was removed.")
         # Only now may anybody sweep.
         session.run(sql.pack_phase, (run, MARKED))
         session.commit()
@@ -204,6 +217,7 @@ class _Pack:
             session.begin_write()
             session.run(sql.pack_done, (last.run, batch[-1][0], batch[-1][1]))
             session.commit()
+            time.sleep(PAUSE_SECONDS)
         session.begin_write()
         for step in sql.pack_forget_run:
             session.run(step, (last.run,))
@@ -219,8 +233,8 @@ class _Pack:
             )
         if run.collect and not self._database.options.pack_gc:
             raise MarkIncomplete(
-                f"Packing {self._database.adapter.name}: the mark of run {run.run} was made with pack-gc true, which is now false. "
-                "Nothing was removed. Run the pack without using an earlier mark."
+                f"Packing {self._database.adapter.name}: the mark of run {run.run} was made with pack-gc true, and now "
+                "it is false. Nothing was removed. Run the pack without using an earlier mark."
             )
         self._sweep(run)
 
@@ -235,7 +249,9 @@ class _Pack:
             report.removed_revisions += sweep.revisions
             report.rescued_objects += sweep.rescued
         if database.blobs is not None:
-            report.removed_blob_files += remove_orphaned_blobs(self._session, database.adapter, database.blobs, run.pack_tid)
+            report.removed_blob_files += remove_orphaned_blobs(
+                self._session, database.adapter, database.blobs, run.pack_tid
+            )
         log.info(
             "Packed %s up to tid %#x: removed %s objects and revisions, kept %s that became reachable",
             database.adapter.name,

@@ -1,7 +1,7 @@
 """What became reachable after a mark, although the mark found it to be garbage.
 
-Only a commit can make it so, by writing the object or one that refers to it. So the records since the mark are read, and whatever
-they refer to is followed through the list of garbage.
+Only a commit can make it so, by writing the object or one that refers to it. So the records since the mark are read,
+and whatever they refer to is followed through the list of garbage.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def find_rescue(session: Any, sql: Any, run: int, since: int, find: Callable[[by
     """
     if session.rows(sql.removed_among, (since, [])):
         raise PackError(
-            f"Packing: after the mark of run {run}, transactions were restored that are older than it, or the database was emptied. "
-            "The mark is of no use any more. Nothing was removed. Run the pack without using an earlier mark."
+            f"Packing: after the mark of run {run}, transactions were restored that are older than it, or the database "
+            "was emptied. The mark is of no use any more. Nothing was removed. "
+            "Run the pack without using an earlier mark."
         )
     fresh: set[int] = set()
     kept: set[int] = set()

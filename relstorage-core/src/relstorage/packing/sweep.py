@@ -1,9 +1,9 @@
 """Sweep: remove what a complete mark lists, a batch at a time, under the commit lock.
 
-First, what became reachable since the mark is taken off the list. With the last of that, in one transaction, the list becomes
-final: votes refuse references to what is on it from then on, so that it does not matter in which order it is removed. Each batch is
-one transaction with a tid of its own, so that every other process sees in its next poll what is gone. An interrupted sweep
-goes on with what is still listed.
+First, what became reachable since the mark is taken off the list. With the last of that, in one transaction, the list
+becomes final: votes refuse references to what is on it from then on, so that it does not matter in which order it is
+removed. Each batch is one transaction with a tid of its own, so that every other process sees in its next poll what is
+gone. An interrupted sweep goes on with what is still listed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 
 MARKING, MARKED, SWEEPING, DONE = "marking", "marked", "sweeping", "done"
 
-#: How long a batch should hold the commit lock, in seconds, and how long others get it between two batches.
-BATCH_SECONDS = 0.2
+#: How long a batch should hold the commit lock, in seconds, and how long others get it between two batches. Whoever
+#: waits on SQLite looks every few milliseconds, and who misses a pause waits for one more batch.
+BATCH_SECONDS = 0.05
 PAUSE_SECONDS = 0.01
 #: How many transactions are sealed or tidied at once.
 TRANSACTIONS = 20_000
@@ -72,6 +73,8 @@ class Sweep:
         self._find = find
         self._reporter = reporter
         self._batch_seconds = min(BATCH_SECONDS, batch_seconds)
+        #: How long the last transaction held the lock.
+        self._held = 0.0
         self.objects = 0
         self.revisions = 0
         self.rescued = 0
@@ -79,9 +82,10 @@ class Sweep:
     def run(self, run: Run) -> None:
         """Remove everything on the list of a run that was marked completely."""
         if run.phase not in (MARKED, SWEEPING):
+            state = "not complete" if run.phase == MARKING else "used up"
             raise MarkIncomplete(
-                f"Packing: the mark of run {run.run} is {'not complete' if run.phase == MARKING else 'used up'}, so there is nothing "
-                "that could be removed safely. Nothing was removed. Run the pack without using an earlier mark."
+                f"Packing: the mark of run {run.run} is {state}, so there is nothing that could be removed safely. "
+                "Nothing was removed. Run the pack without using an earlier mark."
             )
         if run.phase == MARKED:
             self._reporter.begin("check", None)
@@ -96,9 +100,11 @@ class Sweep:
 
     def _in_transaction(self, work: Callable[[int], Any], drained: bool = False) -> Any:
         tid = self._steps.lock_and_choose_tid(self._session, drained)
+        began = time.monotonic()
         try:
             result = work(tid)
             self._session.commit()
+            self._held = time.monotonic() - began
             return result
         except BaseException:
             self._session.rollback()
@@ -148,7 +154,8 @@ class Sweep:
     def _condemn(self, run: Run, checked: int, tid: int) -> None:
         """Make the list final: from this transaction on, no commit may refer to what is on it, or change it.
 
-        Every other transaction either has ended, so that its records are looked at here, or finds the list when it votes.
+        Every other transaction either has ended, so that its records are looked at here, or finds the list when it
+        votes.
         """
         self._take_off(run, find_rescue(self._session, self._sql, run.run, checked, self._find))
         self._session.run(self._sql.pack_progress, (run.run, 0, tid))
@@ -166,25 +173,24 @@ class Sweep:
     def _remove(self, run: Run) -> None:
         limit, removed = 100, run.removed
         while True:
-            count, seconds = self._in_transaction(lambda tid, n=limit, done=removed: self._batch(run, tid, n, done))
+            count = self._in_transaction(lambda tid, n=limit, done=removed: self._batch(run, tid, n, done))
             if not count:
                 return
             removed += count
             self._reporter.report(self.revisions)
             # Only the time under the lock counts; to wait for it long is no reason to do less with it.
-            if seconds < self._batch_seconds / 2:
+            if self._held < self._batch_seconds / 2:
                 limit *= 2
-            elif seconds > self._batch_seconds:
+            elif self._held > self._batch_seconds:
                 limit = max(limit // 2, 1)
             time.sleep(PAUSE_SECONDS)
 
-    def _batch(self, run: Run, tid: int, limit: int, removed: int) -> tuple[int, float]:
-        """Remove what is next on the list; return how much it was and how long it took."""
-        began = time.monotonic()
+    def _batch(self, run: Run, tid: int, limit: int, removed: int) -> int:
+        """Remove what is next on the list; return how much it was."""
         session, sql = self._session, self._sql
         batch = session.rows(sql.pack_garbage, (run.run, limit))
         if not batch:
-            return 0, 0.0
+            return 0
         whole = [(oid, revision) for oid, revision, is_whole in batch if is_whole]
         current = dict(session.rows(sql.current_tids, ([oid for oid, _ in whole],))) if whole else {}
         # An object that has another tid than the mark saw stays.
@@ -201,7 +207,7 @@ class Sweep:
         session.run(sql.pack_progress, (run.run, removed + len(batch), tid))
         self.objects += len(gone)
         self.revisions += len(batch)
-        return len(batch), time.monotonic() - began
+        return len(batch)
 
     def _finish(self, run: Run) -> None:
         session, sql = self._session, self._sql
@@ -215,7 +221,8 @@ class Sweep:
 def remove_orphaned_blobs(session: Any, adapter: Any, blobs: Any, pack_tid: int) -> int:
     """Remove the blob files up to the pack's tid whose revision is gone; return how many there were.
 
-    The files are compared with the records, instead of being removed with them, so that an interruption leaves none behind.
+    The files are compared with the records, instead of being removed with them, so that an interruption leaves none
+    behind.
     """
     removed = 0
     chunk: list[tuple[int, int]] = []

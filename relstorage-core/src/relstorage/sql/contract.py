@@ -1,8 +1,8 @@
 """Every statement that the core executes, declared once: what it is for, its parameters, its columns.
 
-A field of type ``Statement`` is one statement. A field of type ``tuple[Statement, ...]`` is a sequence that is executed in
-order with the same parameters, of which each step takes the leading ones it uses (``Statement.fit``). The history modes differ
-in how many steps a sequence has, none included.
+A field of type ``Statement`` is one statement. A field of type ``tuple[Statement, ...]`` is a sequence that is executed
+in order with the same parameters, of which each step takes the leading ones it uses (``Statement.fit``). The history
+modes differ in how many steps a sequence has, none included.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The statements in the SQL that most databases understand, once per history mode.
 
-The two modes store current objects in different tables. ``_shared`` holds what reads alike once those are named: ``$current`` is
-the relation of current oid and tid, ``$current_state`` the one that also has the state.
+The two modes store current objects in different tables. ``_shared`` holds what reads alike once those are named:
+``$current`` is the relation of current oid and tid, ``$current_state`` the one that also has the state.
 
-A dialect must offer ``md5_hex(state)``, NULL for NULL, and the tables of this project: ``rs_meta``, ``rs_removed``, ``rs_pack_run``,
-``rs_pack_garbage``.
+A dialect must offer ``md5_hex(state)``, NULL for NULL, and the tables of this project: ``rs_meta``, ``rs_removed``,
+``rs_pack_run``, ``rs_pack_garbage``.
 """
 
 from __future__ import annotations
@@ -218,7 +218,8 @@ _history_preserving: Texts = {
         AND NOT EXISTS (SELECT 1 FROM object_state WHERE object_state.tid = "transaction".tid)
         AND tid < (SELECT max(tid) FROM "transaction")""",
         """
-        DELETE FROM object_refs_added WHERE tid <= :tid AND tid > :start AND tid NOT IN (SELECT tid FROM "transaction")""",
+        DELETE FROM object_refs_added WHERE tid <= :tid AND tid > :start AND tid NOT IN (SELECT tid FROM
+        "transaction")""",
         'DELETE FROM object_ref WHERE tid <= :tid AND tid > :start AND tid NOT IN (SELECT tid FROM "transaction")',
     ),
 }

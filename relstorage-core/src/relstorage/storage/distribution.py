@@ -10,7 +10,8 @@ from importlib import metadata
 
 
 def refuse_other_distribution(version: Callable[[str], str] = metadata.version) -> None:
-    """Raise ImportError if the distribution RelStorage is installed too. ``version`` finds an installed version by name."""
+    """Raise ImportError if the distribution RelStorage is installed too. ``version`` finds an installed version by
+    name."""
     try:
         other = version("RelStorage")
     except metadata.PackageNotFoundError:

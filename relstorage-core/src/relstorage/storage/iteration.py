@@ -8,7 +8,7 @@ from typing import Any
 
 from ZODB.BaseStorage import DataRecord
 from ZODB.BaseStorage import TransactionRecord as BaseTransactionRecord
-from ZODB.interfaces import IStorageTransactionInformation, StorageStopIteration
+from ZODB.interfaces import IStorageTransactionInformation
 from zope.interface import implementer
 
 from relstorage.ids import MAX_TID, to_bytes, to_int
@@ -59,11 +59,12 @@ class TransactionIterator:
 
     def __next__(self) -> TransactionRecord:
         if self._snapshot is None:
-            raise StorageStopIteration
+            # Not ZODB's StorageStopIteration: CPython crashes when `yield from` meets it.
+            raise StopIteration
         if self._next is None:
             # Records that were handed out may still be read: the session goes with the last of them.
             self._snapshot = None
-            raise StorageStopIteration
+            raise StopIteration
         row, self._next = self._next, next(self._rows, None)
         return TransactionRecord(self._snapshot, self._sql, row)
 

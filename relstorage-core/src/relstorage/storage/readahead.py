@@ -1,4 +1,5 @@
-"""Guess what will be read next: objects that were made together have neighbouring oids and are often read in that order."""
+"""Guess what will be read next: objects that were made together have neighbouring oids and are often read in that
+order."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ _MOST_BYTES = 500_000
 class ReadAhead:
     """Objects that were made together have neighbouring oids and are often read in that order.
 
-    After the second miss in a row, the objects behind it are read with it in one query. They wait here, for this view only, and
-    enter the state cache when they are asked for. A miss elsewhere ends it, so that random reads cost nothing more.
+    After the second miss in a row, the objects behind it are read with it in one query. They wait here, for this view
+    only, and enter the state cache when they are asked for. A miss elsewhere ends it, so that random reads cost nothing
+    more.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """How a storage reads: a view, a snapshot of the database that belongs to it, and the state cache in front.
 
-``poll`` ends the old snapshot, begins a new one and says what changed in between. Until the next poll, or ``end``, every
-load answers as of that moment. Without a snapshot, each call reads the newest state in a short one of its own.
+``poll`` ends the old snapshot, begins a new one and says what changed in between. Until the next poll, or ``end``,
+every load answers as of that moment. Without a snapshot, each call reads the newest state in a short one of its own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Reader:
         return changed
 
     def _begin(self, previous: int | None) -> tuple[int, list[tuple[int, int]] | None]:
-        """Begin a snapshot, teach the cache what it did not know; return the view and the changes since ``previous``."""
+        """Begin a snapshot, teach the cache what it did not know; return the view and the changes since
+        ``previous``."""
         self.end()
         session = self._session
         if session is None or session.lost:

@@ -1,7 +1,7 @@
 """ZODB's storage contract on one relational database.
 
-Reads go through a ``Reader``, each transaction is a ``Commit``, everything shared by the process is the ``Database``. This module
-turns ZODB's bytes into integers and back, checks arguments, and says which part does the work.
+Reads go through a ``Reader``, each transaction is a ``Commit``, everything shared by the process is the ``Database``.
+This module turns ZODB's bytes into integers and back, checks arguments, and says which part does the work.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from relstorage.storage.conflicts import Resolver
 from relstorage.storage.copying import BatchTarget, copy_transactions
 from relstorage.storage.iteration import CurrentRecords, TransactionIterator
 from relstorage.storage.reading import Reader
-from relstorage.storage.transforming import TransformedInstance
 from relstorage.storage.transactions import Commit
+from relstorage.storage.transforming import TransformedInstance
 
 
 def _unchanged(data: bytes) -> bytes:
@@ -185,7 +185,8 @@ class RelStorage:
         return self._cache_lookup(number, self._reader.view) or self._reader.load_missing(number)
 
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
-        """Return the newest revision below a tid, and the tid that ended it. Without history only the current exists."""
+        """Return the newest revision below a tid, and the tid that ended it. Without history only the current
+        exists."""
         before = MAX_TID if tid == maxtid else min(to_int(tid), MAX_TID)
         return self._reader.load_before(to_int(oid), before)
 

@@ -1,8 +1,8 @@
 """Refuse to commit references to what a pack removes while the transaction runs.
 
-A transaction may have read an object before it was removed. And what a sweep is going to remove may be half gone: an object
-that is still there may refer to one that is not. So from the moment a sweep begins until it ends, nobody may refer to what is on its
-list, or change it.
+A transaction may have read an object before it was removed. And what a sweep is going to remove may be half gone: an
+object that is still there may refer to one that is not. So from the moment a sweep begins until it ends, nobody may
+refer to what is on its list, or change it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ CHUNK = 10_000
 EVERYTHING = -1
 
 
-def refuse_links_to_removed(session: Any, sql: Any, staged: StagedCommit, untransform: Callable[[bytes], bytes]) -> None:
+def refuse_links_to_removed(
+    session: Any, sql: Any, staged: StagedCommit, untransform: Callable[[bytes], bytes]
+) -> None:
     """Raise ``RemovedReferenceError`` if a staged record refers to an object that is gone or going.
 
     ``session`` is in the transaction of the vote, so that no sweep can begin before the end of it.
@@ -70,6 +72,7 @@ def _chunks(oids: Iterable[int]) -> Iterator[list[int]]:
 def _error(oid: int, gone: int) -> RemovedReferenceError:
     what = "it" if oid == gone else f"it refers to object {gone:#x}, which"
     return RemovedReferenceError(
-        f"Storing object {oid:#x}: {what} was unreachable when a pack began, and the pack removes it. Run the transaction again.",
+        f"Storing object {oid:#x}: {what} was unreachable when a pack began or was deleted, and is gone or will be. "
+        "Run the transaction again.",
         oid=to_bytes(oid),
     )

@@ -1,7 +1,7 @@
 """One transaction of one storage, from tpc_begin to its end.
 
-Records and blobs are staged without I/O on the database. They go there at vote and become current at finish. Whatever was
-acquired on the way is registered with an ExitStack, which abort and the end unwind.
+Records and blobs are staged without I/O on the database. They go there at vote and become current at finish. Whatever
+was acquired on the way is registered with an ExitStack, which abort and the end unwind.
 """
 
 from __future__ import annotations
@@ -59,11 +59,9 @@ class Commit:
             self._end.callback(self.blobs.aborted)
         return self.blobs
 
-    def undo(self, tid: int, view: int) -> None:
-        """Take note that a transaction is undone with what was read at ``view``."""
-        staged = self.staged
-        staged.undone.append(tid)
-        staged.view = view if staged.view is None else min(view, staged.view)
+    def require_undoable(self, tid: int) -> None:
+        """Have vote check that no pack has made this transaction final, which this one undoes."""
+        self.staged.undone.append(tid)
 
     def require_current(self, oid: int, tid: int) -> None:
         """Have vote check that an object still has this tid."""

@@ -1,7 +1,7 @@
 """Instances below a wrapper that transforms records, such as zc.zlibstorage or cipher.encryptingstorage.
 
-The wrapper passes ``new_instance`` on to the storage it wraps, so that ZODB's connections would read and write around it. The
-instances they get therefore apply the wrapper's transformations themselves.
+The wrapper passes ``new_instance`` on to the storage it wraps, so that ZODB's connections would read and write around
+it. The instances they get therefore apply the wrapper's transformations themselves.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class TransformedInstance:
     def store(self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any) -> None:
         self._instance.store(oid, serial, self._transform(data), version, transaction)
 
-    def restore(self, oid: bytes, serial: bytes, data: bytes | None, version: str, prev_txn: Any, transaction: Any) -> None:
+    def restore(
+        self, oid: bytes, serial: bytes, data: bytes | None, version: str, prev_txn: Any, transaction: Any
+    ) -> None:
         data = None if data is None else self._transform(data)
         self._instance.restore(oid, serial, data, version, prev_txn, transaction)
 

@@ -1,7 +1,7 @@
 """Undo of a transaction: stage, for each object it changed, the state from before it.
 
-An object that was changed again since is merged by conflict resolution, or the undo is refused. What is staged is checked again
-at vote like any other record, so that no lock is needed here.
+An object that was changed again since is merged by conflict resolution, or the undo is refused. What is staged is
+checked again at vote like any other record, so that no lock is needed here.
 """
 
 from __future__ import annotations
@@ -79,12 +79,13 @@ def _descriptions(session: Any, sql: Any) -> Iterator[dict[str, Any]]:
 def undo(session: Any, sql: Any, commit: Commit, tid: int, resolve: Any, undo_blob: Callable[[int, int, int], None]) -> list[int]:
     """Stage the undo of a transaction in ``commit`` and return the oids.
 
-    ``resolve(oid, committed, old, new, committed_state)`` is ZODB's ``tryToResolveConflict``. ``undo_blob(oid, from_tid, tid)``
-    stages the blob of the older revision. Raise ``UndoError`` if it cannot be undone; nothing is staged then.
+    ``resolve(oid, committed, old, new, committed_state)`` is ZODB's ``tryToResolveConflict``. ``undo_blob(oid,
+    from_tid, tid)`` stages the blob of the older revision. Raise ``UndoError`` if it cannot be undone; nothing is
+    staged then.
     """
     if session.row(sql.is_undoable, (tid,)) is None:
         raise UndoError("The transaction does not exist, or a pack has made it final.")
-    commit.undo(tid, session.row(sql.newest_tid)[0])
+    commit.require_undoable(tid)
     staged = []
     for oid, undone in session.rows(sql.records_of, (tid,)):
         before = session.row(sql.state_before, (oid, tid))

@@ -16,12 +16,15 @@ A backend has one test module::
 What it cannot do it declares as ``gaps``, each with its reason.
 """
 
-from relstorage.testing.committing import *  # noqa: F403
-from relstorage.testing.describing_schema import *  # noqa: F403
-from relstorage.testing.polling import *  # noqa: F403
-from relstorage.testing.processes import *  # noqa: F403
-from relstorage.testing.reading import *  # noqa: F403
-from relstorage.testing.storing_blobs import *  # noqa: F403
+# ruff: noqa: F401, F403 (everything here is for star-import)
+from relstorage.testing.committing import *
+from relstorage.testing.describing_schema import *
+from relstorage.testing.packing import *
+from relstorage.testing.packing_processes import *
+from relstorage.testing.polling import *
+from relstorage.testing.processes import *
+from relstorage.testing.reading import *
+from relstorage.testing.storing_blobs import *
 from relstorage.testing.target import (
     DatabaseUnderTest,
     Gap,
@@ -33,6 +36,6 @@ from relstorage.testing.target import (
     pytest_generate_tests,
     target,
 )
-from relstorage.testing.undoing import *  # noqa: F403
-from relstorage.testing.wrapping import *  # noqa: F403
-from relstorage.testing.zodb_suite import *  # noqa: F403
+from relstorage.testing.undoing import *
+from relstorage.testing.wrapping import *
+from relstorage.testing.zodb_suite import *

@@ -1,4 +1,5 @@
-"""Committing: conflicts and their resolution, objects that must stay current, deletion, failures on the way, new oids."""
+"""Committing: conflicts and their resolution, objects that must stay current, deletion, failures on the way, new
+oids."""
 
 from __future__ import annotations
 
@@ -93,11 +94,19 @@ class TestCommit:
 
     def test_nothing_can_be_added_after_the_vote(self, database):
         storage = database.open()
+        oid = storage.new_oid()
         described = meta()
         storage.tpc_begin(described)
         storage.tpc_vote(described)
-        with pytest.raises(StorageError):
-            storage.store(storage.new_oid(), z64, state(), "", described)
+        for step in (
+            lambda: storage.store(oid, z64, state(), "", described),
+            lambda: storage.restore(oid, z64, state(), "", None, described),
+            lambda: storage.deleteObject(oid, z64, described),
+            lambda: storage.checkCurrentSerialInTransaction(oid, z64, described),
+            lambda: storage.tpc_vote(described),
+        ):
+            with pytest.raises(StorageError, match="voted already"):
+                step()
         storage.tpc_abort(described)
 
     def test_each_step_wants_its_own_transaction(self, database):
@@ -139,7 +148,7 @@ class TestCommit:
 
     def test_large_states_come_back_whole(self, database):
         storage = database.open()
-        values = ["%d" % number * 4_000_000 for number in range(4)]
+        values = [str(number) * 4_000_000 for number in range(4)]
         oids = [storage.new_oid() for _ in values]
         commit(storage, *((oid, z64, state(value)) for oid, value in zip(oids, values, strict=True)))
         assert [database.open().load(oid)[0] for oid in oids] == [state(value) for value in values]

@@ -1,11 +1,11 @@
-"""Watch the sessions of one database, to interleave something with what happens there or to end the process in the middle of it."""
+"""Watch the sessions of one database, to interleave something with what happens there or to end it in the middle."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-#: Told before (False) and after (True) each call: the role of the session, the method, the name of the statement if there is one.
+#: Told before (False) and after (True) each call: the session's role, the method, the statement's name if any.
 Observer = Callable[[str, str, str, bool], None]
 
 _CALLS = ("begin_snapshot", "begin_write", "commit", "rollback", "row", "rows", "run", "run_many", "stream")

@@ -126,28 +126,28 @@ def _change(root: Any, chance: random.Random, seed: int) -> None:
     other = root[f"tree{chance.randrange(CONTAINERS)}"]
     action = chance.random()
     keys = list(tree.keys(min=f"{chance.random():.6f}"))[:20]
-    if action < 0.35 or not keys:
+    if action < 0.3 or not keys:
         # Enough to split buckets, in a small subtree each.
         for _ in range(chance.randrange(1, 40)):
             item = PersistentMapping(leaf=PersistentMapping(text="x" * 50), by=seed)
             item["self"] = item["leaf"]
             tree[f"{chance.random():.6f}"] = item
-    elif action < 0.5:
+    elif action < 0.4:
         for key in keys:
             del tree[key]
-    elif action < 0.65:
+    elif action < 0.5:
         for key in keys:
             other[key + "m"] = tree.pop(key)
-    elif action < 0.72 and len(root["shelf"]):
+    elif action < 0.65 and len(root["shelf"]):
         # Links what others take off the shelf and pack meanwhile; the tree does not conflict with that.
         item = chance.choice(list(root["shelf"].values()))
         len(item), len(item.get("leaf") or ())
         time.sleep(chance.random() * 0.5)
         other[f"{chance.random():.6f}r"] = item
-    elif action < 0.78:
+    elif action < 0.7:
         key = chance.choice(keys)
         tree[key]["leaf"] = PersistentMapping(text="new")
-    elif action < 0.88:
+    elif action < 0.85:
         # What is on the shelf is unlinked by anybody, and put back into a tree by anybody.
         shelf = root["shelf"]
         shelf[chance.randrange(5)] = tree.pop(chance.choice(keys))
@@ -161,7 +161,7 @@ def _change(root: Any, chance: random.Random, seed: int) -> None:
 
 
 def pack_until(backend: str, options: dict[str, Any], until: float, pause: float) -> dict[str, int]:
-    """Pack again and again until a moment, every other time in two parts; return how often, and how often it had to wait its turn."""
+    """Pack again and again until a moment, every other time in two parts; return how often it did and could not."""
     counts = {"packs": 0, "refused": 0, "rescued": 0, "removed": 0}
     with opened(backend, options) as db:
         database = db.storage.database

@@ -25,7 +25,7 @@ __all__ = [
     "test_a_pack_in_another_process_is_refused_meanwhile",
     "test_a_pack_killed_at_any_step_leaves_nothing_dangling",
     "test_packs_and_writers_in_many_processes_lose_nothing",
-    "workers",
+    "pack_workers",
 ]
 
 WRITERS = 3
@@ -33,27 +33,27 @@ SECONDS = 6.0
 
 
 @pytest.fixture
-def workers() -> Iterator[ExitStack]:
+def pack_workers() -> Iterator[ExitStack]:
     """What ends every worker that a test has left running."""
     with ExitStack() as stack:
         yield stack
 
 
-def _start(workers: ExitStack, *arguments: Any) -> Worker:
+def _start(pack_workers: ExitStack, *arguments: Any) -> Worker:
     worker = Worker(*arguments)
-    workers.callback(worker.close)
+    pack_workers.callback(worker.close)
     return worker
 
 
-def test_packs_and_writers_in_many_processes_lose_nothing(database: DatabaseUnderTest, workers: ExitStack) -> None:
+def test_packs_and_writers_in_many_processes_lose_nothing(database: DatabaseUnderTest, pack_workers: ExitStack) -> None:
     backend, options = database.target.backend, database.options
     with opened(backend, options) as db:
         plant(db)
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     until = time.time() + SECONDS
-    packers = [_start(workers, pack_until, backend, options, until, 0.05) for _ in range(2)]
-    writers = [_start(workers, write, backend, options, seed + number, until) for number in range(WRITERS)]
+    packers = [_start(pack_workers, pack_until, backend, options, until, 0.05) for _ in range(2)]
+    writers = [_start(pack_workers, write, backend, options, seed + number, until) for number in range(WRITERS)]
     written = [writer.result() for writer in writers]
     packed = [packer.result() for packer in packers]
     seconds = sorted(each for result in written for each in result.pop("seconds"))
@@ -68,13 +68,13 @@ def test_packs_and_writers_in_many_processes_lose_nothing(database: DatabaseUnde
     assert set(records.reachable()) == set(records.current)
 
 
-def test_a_pack_in_another_process_is_refused_meanwhile(database: DatabaseUnderTest, workers: ExitStack) -> None:
+def test_a_pack_in_another_process_is_refused_meanwhile(database: DatabaseUnderTest, pack_workers: ExitStack) -> None:
     storage = database.zodb().storage
     answers = []
 
     def progress(report: packing.PackProgress) -> None:
         if report.phase == "sweep" and not answers:
-            answers.append(_start(workers, pack_once, database.target.backend, database.options).result())
+            answers.append(_start(pack_workers, pack_once, database.target.backend, database.options).result())
 
     packing.pack(storage.database, None, referencesf, progress=progress)
     assert answers == ["UnableToAcquirePackUndoLockError"]
@@ -105,7 +105,9 @@ def _finish(db: ZODB.DB, how: int) -> None:
         packing.pack(database, None, referencesf)
 
 
-def test_a_pack_killed_at_any_step_leaves_nothing_dangling(database: DatabaseUnderTest, workers: ExitStack) -> None:
+def test_a_pack_killed_at_any_step_leaves_nothing_dangling(
+    database: DatabaseUnderTest, pack_workers: ExitStack
+) -> None:
     blobs = {"blob_dir": str(database.directory / "blobs"), "shared_blob_dir": True}
     db = database.zodb(**blobs)
     storage = database.open(**blobs)
@@ -115,7 +117,7 @@ def test_a_pack_killed_at_any_step_leaves_nothing_dangling(database: DatabaseUnd
         _litter(db)
         newest = storage.lastTransaction()
         expected = Records(storage).reachable()
-        code = _start(workers, pack_and_die, database.target.backend, {**database.options, **blobs}, calls).join()
+        code = _start(pack_workers, pack_and_die, database.target.backend, {**database.options, **blobs}, calls).join()
         records = assert_nothing_dangles(storage, every_revision=False)
         assert records.reachable() == expected, f"killed at call {calls}"
         assert storage.lastTransaction() >= newest

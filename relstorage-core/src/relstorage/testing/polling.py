@@ -181,7 +181,8 @@ class TestPolling:
 
     def test_a_restore_at_the_same_time_is_not_missed(self, database):
         # Every way of committing must take turns: a tid that becomes visible late would be below what a poll has seen.
-        one, two, reader = database.open(commit_lock_timeout=0.2), database.open(commit_lock_timeout=0.2), database.open()
+        one, two = (database.open(commit_lock_timeout=0.2) for _ in range(2))
+        reader = database.open()
         oid, tid = add(one, 1)
         reader.poll_invalidations()
         restored = p64(u64(one.lastTransaction()) + 1)

@@ -1,6 +1,7 @@
 """Judge a database by its raw records, without ZODB's object layer.
 
-``Records`` reads everything through the storage's iterators, and tells what can be reached and which references lead nowhere.
+``Records`` reads everything through the storage's iterators, and tells what can be reached and which references lead
+nowhere.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Records:
         return [(oid, target) for oid, missing in self.reachable().items() for target in missing]
 
     def dangling_revisions(self) -> list[tuple[int, int, int]]:
-        """Return (oid, tid, missing oid) of references in any revision to what was never there or is gone altogether."""
+        """Return (oid, tid, missing oid) of references in any revision to what is not there in any."""
         there = {oid for oid, _, _ in self.revisions}
         return [
             (oid, tid, target)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from zope.interface.verify import verifyObject
 from ZODB import interfaces as zodb
 from ZODB.POSException import POSKeyError, ReadOnlyError, ReadOnlyHistoryError
 from ZODB.utils import maxtid, p64, u64, z64
+from zope.interface.verify import verifyObject
 
 from relstorage.errors import SchemaMissing
 from relstorage.testing.records import (

@@ -1,4 +1,5 @@
-"""What tests put into databases: records, the transactions that carry them, and objects that can or cannot be merged."""
+"""What tests put into databases: records, the transactions that carry them, and objects that can or cannot be
+merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Blobs, in a shared directory and in the database with a local cache: stored, found elsewhere, undone, copied and removed."""
+"""Blobs, in a shared directory and in the database with a local cache: stored, found elsewhere, undone, copied and
+removed."""
 
 from __future__ import annotations
 

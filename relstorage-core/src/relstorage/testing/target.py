@@ -1,7 +1,7 @@
 """What the suite runs against: a backend's ``Target``, and the databases it makes, one or more for each test.
 
-A module that star-imports the suite names its target ``TARGET``. Every test then runs once for each driver and history mode,
-on an empty database of its own, which other processes can open too.
+A module that star-imports the suite names its target ``TARGET``. Every test then runs once for each driver and history
+mode, on an empty database of its own, which other processes can open too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import relstorage
 class Gap:
     """A test that a backend is known not to pass.
 
-    With ``raises`` the test must fail in this way, and its success is reported: somebody has closed the gap. Without, it does not
-    apply and is not run.
+    With ``raises`` the test must fail in this way, and its success is reported: somebody has closed the gap. Without,
+    it does not apply and is not run.
     """
 
     #: A pattern of test names, as ``fnmatch`` understands it, without the parameters in brackets.
@@ -62,7 +62,8 @@ class Target:
     def new_database(self, directory: Path) -> dict[str, Any]:
         """Return the backend's options for a database that is empty and belongs to one test.
 
-        ``directory`` exists, is empty, and is removed later. The options must survive JSON, so that other processes get them.
+        ``directory`` exists, is empty, and is removed later. The options must survive JSON, so that other processes get
+        them.
         """
         raise NotImplementedError
 

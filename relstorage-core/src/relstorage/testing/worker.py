@@ -1,7 +1,7 @@
 """What the other processes of a test do: ``python -m relstorage.testing.worker <job> <arguments as JSON>``.
 
-A job gets a function that opens a storage, and talks to the test in lines: what it prints is flushed at once, and where it must
-wait it reads a line.
+A job gets a function that opens a storage, and talks to the test in lines: what it prints is flushed at once, and where
+it must wait it reads a line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def wait() -> None:
 
 
 def add_to_root(open_storage: Callable[[], Any], count: int) -> None:
-    """Open the database, which may still be empty, and put objects into its root; say each name once it is committed."""
+    """Open the database, which may still be empty, and put objects into its root; say each name once it is
+    committed."""
     db = ZODB.DB(open_storage())
     for number in range(count):
         name = f"{os.getpid()}-{number}"
@@ -74,7 +75,8 @@ def count_without_merging(open_storage: Callable[[], Any], times: int) -> None:
 
 
 def commit_forever(open_storage: Callable[[], Any], filler: int) -> None:
-    """Commit new objects until killed, three in a transaction, and say the tid and the oids of each acknowledged one."""
+    """Commit new objects until killed, three in a transaction, and say the tid and the oids of each acknowledged
+    one."""
     storage = open_storage()
     data = state("x" * filler)
     while True:

@@ -1,7 +1,7 @@
 """ZODB's own storage tests, one test of ours for each of theirs.
 
-They are unittest cases and doctests that expect a storage in ``_storage`` or a factory of storages. Here they are listed, then
-run one at a time against the database under test.
+They are unittest cases and doctests that expect a storage in ``_storage`` or a factory of storages. Here they are
+listed, then run one at a time against the database under test.
 """
 
 from __future__ import annotations
@@ -92,14 +92,15 @@ class RecoveryCase(_Case, RecoveryStorage.RecoveryStorage):
         self._dst = self.database.another().open()
 
 
+_WRONG_PARTITION = "replaces os.rename and expects what ZODB.blob.rename_or_copy_blob logs then"
 #: Tests that cannot apply to a storage like ours, and why.
 NOT_APPLICABLE = {
     "testTransactionalUndoIterator": "expects data_txn, the origin of a state, which the tables do not have room for; "
     "the suite undoes several transactions in one in test_several_transactions_can_be_undone_in_one",
     "cached-blob_packing_txt": "looks for files through FileStorage's fshelper; see TestBlobs",
     "shared-blob_packing_txt": "looks for files through FileStorage's fshelper; see TestBlobs",
-    "cached-testblob.commit_from_wrong_partition": "replaces os.rename and expects the log of ZODB.blob.rename_or_copy_blob",
-    "shared-testblob.commit_from_wrong_partition": "replaces os.rename and expects the log of ZODB.blob.rename_or_copy_blob",
+    "cached-testblob.commit_from_wrong_partition": _WRONG_PARTITION,
+    "shared-testblob.commit_from_wrong_partition": _WRONG_PARTITION,
 }
 _OLD_REVISIONS = "reads old revisions, which do not exist without history"
 NOT_APPLICABLE_WITHOUT_HISTORY = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 import sys
 
-from relstorage.interfaces import IDriver
 from zope.interface import implementer
 
+from relstorage.interfaces import IDriver
 from relstorage_sqlite.drivers.settings import SessionSettings
 from relstorage_sqlite.drivers.stdlib import StdlibDriver
 

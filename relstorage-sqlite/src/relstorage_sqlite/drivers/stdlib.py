@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+from zope.interface import implementer
+
 from relstorage.errors import (
     CorruptDatabase,
     Disconnected,
@@ -22,8 +24,6 @@ from relstorage.errors import (
 )
 from relstorage.interfaces import IDriver, ISession
 from relstorage.sql import Statement
-from zope.interface import implementer
-
 from relstorage_sqlite.drivers.settings import SessionSettings
 
 # Primary result codes, https://www.sqlite.org/rescode.html
@@ -88,9 +88,9 @@ class SqliteSession:
     def begin_write(self, timeout: float | None = None) -> None:
         """Take the write lock of the file.
 
-        SQLite's own busy handler sleeps up to 100 ms at a time, so that a queue of writers moves slowly. Here the pauses
-        stay short, and random so that waiting processes do not march in step. Who has waited for long asks more often, or
-        newcomers would always be faster.
+        SQLite's own busy handler sleeps up to 100 ms at a time, so that a queue of writers moves slowly. Here the
+        pauses stay short, and random so that waiting processes do not march in step. Who has waited for long asks more
+        often, or newcomers would always be faster.
         """
         limit = self._lock_timeout if timeout is None else timeout
         started = time.monotonic()
@@ -110,7 +110,7 @@ class SqliteSession:
                         waited=waited,
                     ) from error
             time.sleep(min(pause * random.uniform(0.5, 1.5), max(0.0, limit - waited)))
-            pause = min(pause * 1.5, 0.004 / max(1.0, 4 * waited))
+            pause = min(pause * 1.5, 0.004 / max(1.0, waited))
 
     def commit(self) -> None:
         try:
