@@ -193,7 +193,9 @@ def test_the_second_file_tells_relstorage_to_begin_above(open_storage, place):
 # --- what cannot be opened
 
 
-def refused(open_storage: Any, place: Path, error: type[BaseException], match: str | None = None, **options: Any) -> None:
+def refused(
+    open_storage: Any, place: Path, error: type[BaseException], match: str | None = None, **options: Any
+) -> None:
     before = digest(place)
     with pytest.raises(error, match=match):
         open_storage(**options)

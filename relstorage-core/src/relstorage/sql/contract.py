@@ -75,6 +75,7 @@ class Statements:
     is_undoable: Statement = _one("One row if the transaction exists and is not packed.", "tid", "tid")
 
     # --- commit
+    has_transaction: Statement = _one("One row if a transaction with this tid was committed.", "tid", "tid")
     begin_transaction: tuple[Statement, ...] = _steps(
         "Record the transaction.", "tid packed username description extension"
     )

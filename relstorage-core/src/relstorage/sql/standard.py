@@ -91,6 +91,8 @@ _history_free: Texts = {
         SELECT DISTINCT tid, 1, '', '', '' FROM object_state WHERE tid >= :start AND tid <= :stop ORDER BY tid""",
     "undoable_transactions": "SELECT tid, '', '', '' FROM object_state WHERE 0 = 1 AND tid < :tid LIMIT :limit",
     "is_undoable": "SELECT tid FROM object_state WHERE 0 = 1 AND tid = :tid",
+    "has_transaction": """
+        SELECT tid FROM object_state WHERE tid = :tid UNION SELECT tid FROM rs_removed WHERE tid = :tid""",
     "begin_transaction": (),
     "clear_blobs": ("DELETE FROM blob_chunk WHERE zoid = :oid",),
     "put": (
@@ -170,6 +172,7 @@ _history_preserving: Texts = {
         SELECT tid, username, description, extension FROM "transaction"
         WHERE packed = FALSE AND tid > 0 AND tid < :tid ORDER BY tid DESC LIMIT :limit""",
     "is_undoable": 'SELECT tid FROM "transaction" WHERE tid = :tid AND tid > 0 AND packed = FALSE',
+    "has_transaction": 'SELECT tid FROM "transaction" WHERE tid = :tid',
     "begin_transaction": (
         """
         INSERT INTO "transaction" (tid, packed, username, description, extension)

@@ -6,6 +6,7 @@ was acquired on the way is registered with an ExitStack, which abort and the end
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,9 +16,12 @@ from ZODB.POSException import StorageError, UndoError
 
 from relstorage.database import Database
 from relstorage.database.commit import Kind, Metadata, StagedCommit
+from relstorage.errors import RelStorageError
 from relstorage.ids import to_bytes
 from relstorage.storage.conflicts import Resolver
 from relstorage.storage.removals import refuse_links_to_removed
+
+log = logging.getLogger(__name__)
 
 #: States of own commits up to this many bytes in all go into the state cache.
 CACHED_PER_COMMIT = 4_000_000
@@ -106,7 +110,10 @@ class Commit:
                 raise UndoError("A pack has made the transaction final while it was being undone.")
 
     def finish(self, tell_tid: Callable[[bytes], Any]) -> int:
-        """Commit and return the tid, once it is durable."""
+        """Commit and return the tid, once it is durable.
+
+        If the answer to the commit is lost, find out whether it happened before anything is reported or undone.
+        """
         if not self.voted:
             raise StorageError("tpc_finish was called before tpc_vote.")
         database, staged = self._database, self.staged
@@ -117,11 +124,48 @@ class Commit:
                 blobs.place(tid)
             tell_tid(to_bytes(tid))
 
+        interruption: BaseException | None = None
         try:
             tid = database.adapter.commit_steps.finish(self._session, staged, before_commit)
-        except BaseException:
-            self.abort()
+        except BaseException as error:
+            if staged.tid is None or not self._was_committed(staged.tid):
+                self.abort()
+                raise
+            tid = staged.tid
+            if not isinstance(error, Exception):
+                # Ctrl-C just after the commit: what was committed is complete first.
+                interruption = error
+        self._complete(tid, blobs)
+        if interruption is not None:
+            raise interruption
+        return tid
+
+    def _was_committed(self, tid: int) -> bool:
+        """Tell whether the commit happened whose answer was lost."""
+        if not self._session.lost and self._session.in_transaction:
+            return False
+        database = self._database
+        try:
+            with database.store_sessions.session() as session:
+                session.begin_snapshot()
+                return session.row(database.statements.has_transaction, (tid,)) is not None
+        except RelStorageError:
+            self._leave()
+            log.exception(
+                "Nobody knows whether transaction %#x was committed to %s: the database could not be asked",
+                tid,
+                database.adapter.name,
+            )
             raise
+
+    def _leave(self) -> None:
+        """End without undoing anything: a blob file too many does no harm, a missing one would."""
+        self._end.pop_all()
+        self.staged.close()
+        self._give_session_back()
+
+    def _complete(self, tid: int, blobs: Any) -> None:
+        database, staged = self._database, self.staged
         self._remember(tid)
         if blobs is not None:
             blobs.committed(tid)
@@ -130,7 +174,6 @@ class Commit:
                 tid=tid, oids_count=len(staged.records), seconds=time.perf_counter() - self._started
             )
         self._end.close()
-        return tid
 
     def _remember(self, tid: int) -> None:
         if self.staged.restoring:

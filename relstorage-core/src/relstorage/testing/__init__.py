@@ -16,7 +16,15 @@ A backend has one test module::
 What it cannot do it declares as ``gaps``, each with its reason.
 """
 
-# ruff: noqa: F401, F403 (everything here is for star-import)
+# ruff: noqa: E402, F401, F403 (everything here is for star-import)
+
+import pkgutil
+
+import pytest
+
+# Failed assertions then show values, as in a test module.
+pytest.register_assert_rewrite(*(f"relstorage.testing.{module.name}" for module in pkgutil.iter_modules(__path__)))
+
 from relstorage.testing.committing import *
 from relstorage.testing.describing_schema import *
 from relstorage.testing.packing import *

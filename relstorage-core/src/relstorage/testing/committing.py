@@ -12,6 +12,7 @@ from ZODB.POSException import ConflictError, POSKeyError, ReadConflictError, Sto
 from ZODB.utils import p64, u64, z64
 
 from relstorage.errors import Disconnected, LockError, SnapshotLost
+from relstorage.testing.observed import observe
 from relstorage.testing.records import (
     Counter,
     Node,
@@ -256,6 +257,21 @@ class TestConflicts:
         theirs.sync()
         for connection in (mine, theirs):
             assert [connection.root()[f"counter{number}"].value for number in range(20)] == [11] * 20
+
+    def test_the_old_states_of_all_conflicts_are_read_in_one_query(self, database):
+        one, two = database.open(), database.open(cache_local_mb=0)
+        read: list[str] = []
+        observe(two, lambda role, call, statement, done: read.append(statement) if done and role == "load" else None)
+        two = two.new_instance()
+        oids = [two.new_oid() for _ in range(10)]
+        first = commit(one, *((oid, z64, state(1, Counter)) for oid in oids))
+        two.poll_invalidations()
+        commit(one, *((oid, first, state(5, Counter)) for oid in oids))
+        del read[:]
+        commit(two, *((oid, first, state(3, Counter)) for oid in oids))
+        assert [name for name in read if name] == ["current_states"]
+        assert [one.load(oid)[0] for oid in oids] == [state(7, Counter)] * 10
+        two.release()
 
     def test_the_vote_tells_whose_state_was_merged(self, database):
         one, two = database.open(), database.open()

@@ -574,6 +574,23 @@ def test_a_link_is_looked_up_where_removals_were_forgotten(site: Site) -> None:
     manager.commit()
 
 
+def test_a_removed_object_may_be_stored_again_with_a_link_to_it(site: Site) -> None:
+    oid = p64(site.add("box", PersistentMapping()))
+    state, _ = site.storage.load(oid)
+    root, _ = site.storage.load(z64)
+    other = site.database.open()
+    other.poll_invalidations()
+    site.remove("box")
+    site.pack()
+    one = TransactionMetaData()
+    other.tpc_begin(one)
+    other.store(oid, z64, state, "", one)
+    other.store(other.new_oid(), z64, root, "", one)
+    other.tpc_vote(one)
+    other.tpc_finish(one)
+    assert u64(oid) in site.oids()
+
+
 def test_removals_are_forgotten_after_a_while(site: Site) -> None:
     site.garbage()
     site.pack()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import subprocess
@@ -43,21 +44,29 @@ class Worker:
 
     def finish(self) -> list[str]:
         """Return the lines that it still says until it ends; it must end well."""
-        output, _ = self._process.communicate()
+        output = self._rest()
         assert self._process.returncode == 0
         return output.splitlines()
 
     def kill(self) -> list[str]:
         """Kill it and return the whole lines it had said until then."""
         self._process.kill()
-        output, _ = self._process.communicate()
-        return [line[:-1] for line in output.splitlines(keepends=True) if line.endswith("\n")]
+        return [line[:-1] for line in self._rest().splitlines(keepends=True) if line.endswith("\n")]
 
     def close(self) -> None:
         """End it if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
-        self._process.communicate()
+        self._rest()
+
+    def _rest(self) -> str:
+        # Popen.communicate would pass by what the file object has already read of the pipe.
+        output = "" if self._process.stdout.closed else self._process.stdout.read()
+        self._process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        return output
 
 
 @pytest.fixture

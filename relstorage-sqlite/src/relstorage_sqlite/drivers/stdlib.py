@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import sqlite3
@@ -105,8 +106,8 @@ class SqliteSession:
                     raise self._translate(error, "taking the write lock") from error
                 if waited >= limit:
                     raise UnableToAcquireCommitLockError(
-                        f"Committing to {self._path}: another process has held the write lock for {waited:.1f} seconds. "
-                        "Raise commit-lock-timeout, or look for a process that commits large transactions.",
+                        f"Committing to {self._path}: another process has held the write lock for {waited:.1f} "
+                        "seconds. Raise commit-lock-timeout, or look for a process that commits large transactions.",
                         waited=waited,
                     ) from error
             time.sleep(min(pause * random.uniform(0.5, 1.5), max(0.0, limit - waited)))
@@ -188,26 +189,30 @@ class SqliteSession:
 
     def close(self) -> None:
         self.lost = True
-        try:
+        with contextlib.suppress(sqlite3.Error):
             self._connection.close()
-        except sqlite3.Error:
-            pass
 
     def _translate(self, error: sqlite3.Error, attempt: str) -> RelStorageError:
         failure = classify(error)
         where = f"SQLite file {self._path} ({attempt})"
         if failure is Failure.OUT_OF_SPACE:
-            return OutOfSpace(f"{where}: the disk is full. Nothing of the transaction was kept. Make room, then try again.")
+            return OutOfSpace(
+                f"{where}: the disk is full. Nothing of the transaction was kept. Make room, then try again."
+            )
         if failure is Failure.READ_ONLY:
             return ReadOnlyDatabase(
-                f"{where}: the file or its directory cannot be written. SQLite needs to write both; check owner and permissions."
+                f"{where}: the file or its directory cannot be written. SQLite needs to write both; "
+                "check owner and permissions."
             )
         if failure is Failure.CORRUPT:
             return CorruptDatabase(
-                f"{where}: {error}. The file is damaged or is no SQLite database. Restore it from a backup, and run 'relstorage verify'."
+                f"{where}: {error}. The file is damaged or is no SQLite database. "
+                "Restore it from a backup, and run 'relstorage verify'."
             )
         if failure is Failure.LOCK_TIMEOUT:
-            return UnableToAcquireCommitLockError(f"{where}: another process holds the lock.", waited=self._lock_timeout)
+            return UnableToAcquireCommitLockError(
+                f"{where}: another process holds the lock.", waited=self._lock_timeout
+            )
         if failure is Failure.DISCONNECTED:
             self.lost = True
             return Disconnected(f"{where}: the connection was closed.")
