@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,34 @@ from relstorage.plugins import DRIVERS, Plugins
 from relstorage.testing import *  # noqa: F403
 from relstorage.testing import Gap, Target
 
+apsw = pytest.importorskip("apsw", reason="the example in tests/example_plugin is not installed")
 pytest.importorskip("example_relstorage", reason="the example in tests/example_plugin is not installed")
+
+
+class Connection:
+    """As much of a DB-API connection as the suite needs. The module sqlite3 must not touch the files of a process in which
+    APSW has them open: each library would release the other's locks. https://www.sqlite.org/howtocorrupt.html
+    """
+
+    def __init__(self, path: str):
+        self._connection = apsw.Connection(path)
+        self.description: Any = None
+
+    def cursor(self) -> Connection:
+        return self
+
+    def execute(self, statement: str) -> None:
+        self._rows = self._connection.execute(statement).fetchall()
+        self.description = statement.lstrip().lower().startswith(("select", "pragma")) or None
+
+    def fetchall(self) -> list[Any]:
+        return self._rows
+
+    def commit(self) -> None:
+        """Every statement is a transaction of its own."""
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 class SqliteThroughApsw(Target):
@@ -28,13 +54,17 @@ class SqliteThroughApsw(Target):
     def new_database(self, directory: Path) -> dict[str, Any]:
         return {"data_dir": str(directory)}
 
-    def connect(self, options: dict[str, Any]) -> sqlite3.Connection:
-        return sqlite3.connect(f"{options['data_dir']}/main.sqlite3")
+    def connect(self, options: dict[str, Any]) -> Connection:
+        return Connection(f"{options['data_dir']}/main.sqlite3")
 
-    def dump(self, options: dict[str, Any]) -> list[str]:
-        connection = self.connect(options)
+    def dump(self, options: dict[str, Any]) -> dict[str, Any]:
+        connection = apsw.Connection(f"{options['data_dir']}/main.sqlite3")
         try:
-            return list(connection.iterdump())
+            tables = dict(connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall())
+            return {
+                name: (sql, connection.execute(f'SELECT * FROM "{name}"').fetchall() if "TABLE" in (sql or "") else ())
+                for name, sql in tables.items()
+            }
         finally:
             connection.close()
 

@@ -18,7 +18,10 @@ class IAdapter(Interface):
     commit_steps = Attribute("An ICommitSteps")
 
     def open_session(role):
-        """Return a new ISession in the role 'load', 'store' or 'pack'."""
+        """Return a new ISession in the role 'load', 'store' or 'pack'.
+
+        What a pack session commits need not be durable before the next commit of a store session is; it must then be.
+        """
 
     def reserve_oids(session, count, at_least=0):
         """Set a range of object ids aside that nobody else gets, and make that durable.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,10 +21,11 @@ from relstorage.packing.progress import PackProgress, Reporter
 from relstorage.packing.sweep import (
     MARKED,
     MARKING,
-    PAUSE_SECONDS,
     SWEEPING,
     Run,
     Sweep,
+    finish,
+    let_others_in,
     newest_run,
     remove_orphaned_blobs,
 )
@@ -176,10 +178,8 @@ class _Pack:
         listed = 0
         self._reporter.begin("list", found.removable_revisions)
         while batch := [(run, *entry) for entry in islice(garbage, LIST_BATCH)]:
-            session.begin_write()
-            session.run_many(sql.pack_add_garbage, batch)
-            session.commit()
-            time.sleep(PAUSE_SECONDS)
+            with self._writing():
+                session.run_many(sql.pack_add_garbage, batch)
             listed += len(batch)
             self._reporter.report(listed)
         session.begin_write()
@@ -191,6 +191,15 @@ class _Pack:
         session.run(sql.pack_phase, (run, MARKED))
         session.commit()
         self._report.run = run
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Write one of several pieces, and let others in before the next."""
+        self._session.begin_write()
+        began = time.monotonic()
+        yield
+        self._session.commit()
+        let_others_in(time.monotonic() - began)
 
     def _begin_run(self) -> int:
         session, sql = self._session, self._sql
@@ -214,10 +223,8 @@ class _Pack:
         session.run(sql.pack_phase, (last.run, MARKING))
         session.commit()
         while batch := session.rows(sql.pack_garbage, (last.run, LIST_BATCH)):
-            session.begin_write()
-            session.run(sql.pack_done, (last.run, batch[-1][0], batch[-1][1]))
-            session.commit()
-            time.sleep(PAUSE_SECONDS)
+            with self._writing():
+                session.run(sql.pack_done, (last.run, batch[-1][0], batch[-1][1]))
         session.begin_write()
         for step in sql.pack_forget_run:
             session.run(step, (last.run,))
@@ -243,6 +250,8 @@ class _Pack:
         sweep = Sweep(self._session, database.adapter, self._find, self._reporter, database.options.pack_batch_timeout)
         try:
             sweep.run(run)
+            with database.store_sessions.session() as session:
+                finish(session, database.adapter, run)
         finally:
             report.run, report.pack_tid = run.run, run.pack_tid
             report.removed_objects += sweep.objects

@@ -36,6 +36,11 @@ FILES, FILES_UNDER_LOCK = 1000, 100
 REMEMBER_SECONDS = 7 * 24 * 3600
 
 
+def let_others_in(held: float) -> None:
+    """Leave the commit lock alone for as long as it was held, in seconds, or for ``PAUSE_SECONDS``."""
+    time.sleep(min(held, PAUSE_SECONDS))
+
+
 class Run(NamedTuple):
     """A pack run as the database records it."""
 
@@ -95,7 +100,6 @@ class Sweep:
         self._reporter.begin("sweep", self._session.row(self._sql.pack_count_garbage, (run.run,))[0])
         self._remove(run)
         self._in_windows(run, self._sql.pack_finish)
-        self._in_transaction(lambda tid: self._finish(run))
         self._reporter.report(self.revisions, final=True)
 
     def _in_transaction(self, work: Callable[[int], Any], drained: bool = False) -> Any:
@@ -123,7 +127,7 @@ class Sweep:
         start: int | None = 0
         while start is not None and steps:
             start = self._in_transaction(lambda tid, start=start: window(start))
-            time.sleep(PAUSE_SECONDS)
+            let_others_in(self._held)
 
     # --- what became reachable since the mark
 
@@ -183,7 +187,7 @@ class Sweep:
                 limit *= 2
             elif self._held > self._batch_seconds:
                 limit = max(limit // 2, 1)
-            time.sleep(PAUSE_SECONDS)
+            let_others_in(self._held)
 
     def _batch(self, run: Run, tid: int, limit: int, removed: int) -> int:
         """Remove what is next on the list; return how much it was."""
@@ -209,13 +213,20 @@ class Sweep:
         self.revisions += len(batch)
         return len(batch)
 
-    def _finish(self, run: Run) -> None:
-        session, sql = self._session, self._sql
-        horizon = tid_at(time.time() - REMEMBER_SECONDS)
-        if session.run(sql.prune_removed, (horizon,)):
-            # Whoever has not polled since then must take everything for changed.
-            session.run(sql.note_removed, (-1, horizon))
-        session.run(sql.pack_phase, (run.run, DONE))
+
+def finish(session: Any, adapter: Any, run: Run) -> None:
+    """Note that a run has removed everything.
+
+    ``session`` is a store session, because a pack session may be less durable: what that wrote is durable with this commit.
+    """
+    sql = adapter.statements
+    adapter.commit_steps.lock_and_choose_tid(session)
+    horizon = tid_at(time.time() - REMEMBER_SECONDS)
+    if session.run(sql.prune_removed, (horizon,)):
+        # Whoever has not polled since then must take everything for changed.
+        session.run(sql.note_removed, (-1, horizon))
+    session.run(sql.pack_phase, (run.run, DONE))
+    session.commit()
 
 
 def remove_orphaned_blobs(session: Any, adapter: Any, blobs: Any, pack_tid: int) -> int:

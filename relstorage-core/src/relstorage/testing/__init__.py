@@ -40,6 +40,7 @@ from relstorage.testing.target import (
     database,
     free,
     known_gaps,
+    own_transaction,
     preserving,
     pytest_generate_tests,
     target,

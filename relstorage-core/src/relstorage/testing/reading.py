@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transaction import TransactionManager
 from ZODB import interfaces as zodb
 from ZODB.POSException import POSKeyError, ReadOnlyError, ReadOnlyHistoryError
 from ZODB.utils import maxtid, p64, u64, z64
@@ -374,7 +375,7 @@ class TestHistorical:
         db = preserving.zodb()
         connection = preserving.connection(db)
         grow(connection, value=1)
-        then = db.open(at=connection.root()._p_serial)
+        then = db.open(TransactionManager(), at=connection.root()._p_serial)
         then.root()["value"] = 2
         with pytest.raises(ReadOnlyHistoryError):
             then.transaction_manager.commit()

@@ -182,6 +182,16 @@ def known_gaps(request: pytest.FixtureRequest) -> None:
             request.applymarker(pytest.mark.xfail(reason=gap.reason, raises=gap.raises, strict=True))
 
 
+@pytest.fixture(autouse=True)
+def own_transaction() -> Iterator[None]:
+    """Begin and end without what another test left in this thread's transaction."""
+    transaction.manager.clearSynchs()
+    transaction.abort()
+    yield
+    transaction.manager.clearSynchs()
+    transaction.abort()
+
+
 @pytest.fixture
 def target(request: pytest.FixtureRequest) -> Target:
     """The target of the importing module."""

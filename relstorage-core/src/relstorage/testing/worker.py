@@ -31,10 +31,20 @@ def wait() -> None:
     sys.stdin.readline()
 
 
+def open_database(open_storage: Callable[[], Any]) -> ZODB.DB:
+    """Open a database that others make at the same moment: who comes second may have to try again."""
+    storage = open_storage()
+    while True:
+        try:
+            return ZODB.DB(storage)
+        except TransientError:
+            continue
+
+
 def add_to_root(open_storage: Callable[[], Any], count: int) -> None:
     """Open the database, which may still be empty, and put objects into its root; say each name once it is
     committed."""
-    db = ZODB.DB(open_storage())
+    db = open_database(open_storage)
     for number in range(count):
         name = f"{os.getpid()}-{number}"
         for attempt in transaction.manager.attempts(100):

@@ -18,3 +18,7 @@ class SessionSettings:
     pragmas: dict[str, str] = field(default_factory=dict)
     #: How many virtual-machine instructions run before a gevent driver lets others run.
     yield_interval: int = 100
+
+    def synchronous_for(self, role: str) -> str:
+        """Return the setting of a session: a pack waits for the disk at its end only, with a store session's commit."""
+        return "NORMAL" if role == "pack" else self.synchronous

@@ -255,7 +255,7 @@ class StdlibDriver:
         if role != "schema":
             for name, value in settings.pragmas.items():
                 connection.execute(f"PRAGMA {name} = {value}").close()
-            connection.execute(f"PRAGMA synchronous = {settings.synchronous}").close()
+            connection.execute(f"PRAGMA synchronous = {settings.synchronous_for(role)}").close()
             if role == "load":
                 connection.execute("PRAGMA query_only = 1").close()
             else:

@@ -195,7 +195,7 @@ class ApswDriver:
         session = ApswSession(connection, settings, role, self)
         connection.set_busy_timeout(int(settings.lock_timeout * 1000))
         if role != "schema":
-            pragmas = {**settings.pragmas, "synchronous": settings.synchronous}
+            pragmas = {**settings.pragmas, "synchronous": settings.synchronous_for(role)}
             session.script(*(f"PRAGMA {name} = {value}" for name, value in pragmas.items()))
             if role == "load":
                 session.script("PRAGMA query_only = 1")
