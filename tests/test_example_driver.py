@@ -16,8 +16,8 @@ pytest.importorskip("example_relstorage", reason="the example in tests/example_p
 
 
 class Connection:
-    """As much of a DB-API connection as the suite needs. The module sqlite3 must not touch the files of a process in which
-    APSW has them open: each library would release the other's locks. https://www.sqlite.org/howtocorrupt.html
+    """As much of a DB-API connection as the suite needs. The module sqlite3 must not touch the files of a process in
+    which APSW has them open: each library would release the other's locks. https://www.sqlite.org/howtocorrupt.html
     """
 
     def __init__(self, path: str):

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 from ZODB.blob import is_blob_record
@@ -54,6 +54,9 @@ class Target(Protocol):
 
     takes_blobs: bool
 
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep packs away for the length of a copy: what is restored is not checked for links to what a pack removes."""
+
     def begin(self, transaction: Any) -> None:
         """Begin a transaction with the tid and the description of another."""
 
@@ -80,6 +83,9 @@ class SingleTarget:
         self._storage = storage
         self._transaction: Any = None
         self.takes_blobs = IBlobStorageRestoreable.providedBy(storage)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def begin(self, transaction: Any) -> None:
         self._storage.tpc_begin(transaction, transaction.tid, transaction.status)
@@ -114,11 +120,16 @@ class BatchTarget:
 
     def __init__(self, database: Database):
         self._restoration = Restoration(database)
+        self._adapter = database.adapter
         self._directory = database.blobs
         self.takes_blobs = database.blobs is not None
         self._transactions = 0
         self._bytes = 0
         self._since = 0.0
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        lock: AbstractContextManager[None] = self._adapter.pack_lock(0.0)
+        return lock
 
     def begin(self, transaction: Any) -> None:
         if self._transactions == 0:
@@ -182,7 +193,7 @@ def copy_transactions(
     if iterator is None:
         iterator = source.iterator(start) if start is not None else source.iterator()
     try:
-        with closing(iterator) if hasattr(iterator, "close") else nullcontext():
+        with closing(iterator) if hasattr(iterator, "close") else nullcontext(), target.exclusive():
             for transaction in iterator:
                 copy.transaction(transaction)
                 progress = copy.progress()

@@ -159,7 +159,9 @@ class SqliteSession:
                 while chunk := cursor.fetchmany(1000):
                     yield from chunk
             finally:
-                cursor.close()
+                # A session that was closed before its stream has closed the cursor already.
+                with contextlib.suppress(sqlite3.Error):
+                    cursor.close()
         except sqlite3.Error as error:
             raise self._translate(error, statement.name) from error
 

@@ -1,6 +1,7 @@
 """The driver ``sqlite.apsw``: our backend ``sqlite`` through APSW, another binding of SQLite.
 
-A driver opens sessions, runs statements, and translates what goes wrong; that is all it has to know.
+A driver opens sessions, runs statements, and translates what goes wrong; that is all it has to know. APSW brings an
+SQLite of its own: one process must not open the same file through it and through the module ``sqlite3``.
 """
 
 from __future__ import annotations
