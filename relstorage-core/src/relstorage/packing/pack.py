@@ -76,13 +76,15 @@ def pack(
     prepack_only: bool = False,
     skip_prepack: bool = False,
     dry_run: bool = False,
+    collect: bool | None = None,
     progress: Callable[[PackProgress], None] | None = None,
 ) -> PackReport:
     """Remove the revisions and objects that nobody needs to see the database as of ``t`` and later.
 
     ``t`` is in seconds since the epoch; 8 bytes are a tid; None or a negative number mean now. ``prepack_only`` marks
     and stops, ``skip_prepack`` removes what the last mark listed (its time counts, not ``t``), ``dry_run`` only
-    reports: it writes nothing, takes no lock, and may be made with a read-only storage. Raise
+    reports: it writes nothing, takes no lock, and may be made with a read-only storage. ``collect`` tells whether
+    objects that cannot be reached are removed; None leaves that to the option ``pack-gc``. Raise
     ``UnableToAcquirePackUndoLockError`` if another pack of the database is running, and ``MarkIncomplete`` if there
     is no complete mark to use.
     """
@@ -90,12 +92,14 @@ def pack(
     reporter = Reporter(database.hooks, progress)
     find = choose(referencesf)
     report = PackReport()
+    if collect is None:
+        collect = database.options.pack_gc
     if dry_run:
-        _look(database, _tid(t), find, reporter, report)
+        _look(database, _tid(t), collect, find, reporter, report)
     elif database.options.read_only:
         raise ReadOnlyError(f"Packing {database.adapter.name}: the storage is read-only.")
     else:
-        with database.adapter.pack_lock(0.0), closing(_Pack(database, find, reporter, report)) as work:
+        with database.adapter.pack_lock(0.0), closing(_Pack(database, collect, find, reporter, report)) as work:
             if not skip_prepack:
                 work.resume()
                 work.mark(_tid(t))
@@ -124,13 +128,18 @@ def _tid(t: float | bytes | None) -> int | None:
 
 
 def _look(
-    database: Database, pack_tid: int | None, find: Callable[[bytes], list[int]], reporter: Reporter, report: PackReport
+    database: Database,
+    pack_tid: int | None,
+    collect: bool,
+    find: Callable[[bytes], list[int]],
+    reporter: Reporter,
+    report: PackReport,
 ) -> Mark:
     """Mark in memory."""
     session = database.adapter.open_session("load")
     try:
         session.begin_snapshot()
-        found = mark(session, database.statements, pack_tid, database.options.pack_gc, find, reporter)
+        found = mark(session, database.statements, pack_tid, collect, find, reporter)
     finally:
         session.close()
     report.take(found)
@@ -147,8 +156,16 @@ def _look(
 class _Pack:
     """The steps of one pack, and the session they write with."""
 
-    def __init__(self, database: Database, find: Callable[[bytes], list[int]], reporter: Reporter, report: PackReport):
+    def __init__(
+        self,
+        database: Database,
+        collect: bool,
+        find: Callable[[bytes], list[int]],
+        reporter: Reporter,
+        report: PackReport,
+    ):
         self._database = database
+        self._collect = collect
         self._sql = database.statements
         self._find = find
         self._reporter = reporter
@@ -172,7 +189,7 @@ class _Pack:
     def mark(self, pack_tid: int | None) -> None:
         """Mark, and record the list of garbage bound to a new run."""
         run = self._begin_run()
-        found = _look(self._database, pack_tid, self._find, self._reporter, self._report)
+        found = _look(self._database, pack_tid, self._collect, self._find, self._reporter, self._report)
         garbage = found.garbage()
         session, sql = self._session, self._sql
         listed = 0
@@ -211,7 +228,7 @@ class _Pack:
         # A list of this number can only be left over from before the database was emptied.
         for step in sql.pack_forget_run:
             session.run(step, (run,))
-        session.run(sql.pack_begin, (run, 0, 0, MARKING, int(self._database.options.pack_gc), int(time.time())))
+        session.run(sql.pack_begin, (run, 0, 0, MARKING, int(self._collect), int(time.time())))
         session.commit()
         return run
 
@@ -238,7 +255,7 @@ class _Pack:
                 f"Packing {self._database.adapter.name}: there is no mark to use. Nothing was removed. "
                 "Run the pack without using an earlier mark."
             )
-        if run.collect and not self._database.options.pack_gc:
+        if run.collect and not self._collect:
             raise MarkIncomplete(
                 f"Packing {self._database.adapter.name}: the mark of run {run.run} was made with pack-gc true, and now "
                 "it is false. Nothing was removed. Run the pack without using an earlier mark."

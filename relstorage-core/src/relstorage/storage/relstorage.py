@@ -436,8 +436,12 @@ class RelStorage:
         referencesf: Callable[..., Any],
         prepack_only: bool = False,
         skip_prepack: bool = False,
+        gc: bool | None = None,
     ) -> None:
-        """Remove what is not needed to show the database as of ``t`` and later; see ``relstorage.packing``."""
+        """Remove what is not needed to show the database as of ``t`` and later; see ``relstorage.packing``.
+
+        ``gc`` tells whether unreachable objects go, as with FileStorage; None leaves that to the option ``pack-gc``.
+        """
         self._refuse_if_read_only()
         packing.pack(
             self._database,
@@ -445,6 +449,7 @@ class RelStorage:
             referencesf,
             prepack_only=prepack_only or self._options.pack_prepack_only,
             skip_prepack=skip_prepack or self._options.pack_skip_prepack,
+            collect=gc,
         )
 
     def copyTransactionsFrom(self, other: Any) -> None:

@@ -208,6 +208,14 @@ def test_a_pack_without_garbage_collection_keeps_unreachable_objects(database: D
     assert (len(Records(site.storage).revisions) < before) is database.keep_history
 
 
+def test_garbage_collection_can_be_left_out_of_one_pack(site: Site) -> None:
+    gone = site.garbage()
+    site.storage.pack(None, referencesf, gc=False)
+    assert set(gone) <= site.oids()
+    site.storage.pack(None, referencesf)
+    assert not set(gone) & site.oids()
+
+
 def test_a_pack_to_an_earlier_time_keeps_what_was_written_later(site: Site) -> None:
     site.add("old", PersistentMapping(version=0))
     then = site.storage.lastTransaction()
