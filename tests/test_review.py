@@ -120,7 +120,7 @@ def test_a_transaction_that_cannot_be_described_leaves_the_storage_usable(open_s
 
 
 @MODES
-def test_a_tid_that_is_none_leaves_the_storage_usable(open_storage, keep_history):
+def test_a_tid_that_is_too_short_leaves_the_storage_usable(open_storage, keep_history):
     storage = open_storage(keep_history)
     described = meta()
     with suppress(Exception):
