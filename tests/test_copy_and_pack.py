@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import relstorage
 import ZODB
-from relstorage.errors import UnableToAcquirePackUndoLockError
 from ZODB.serialize import referencesf
+
+import relstorage
+from relstorage.errors import UnableToAcquirePackUndoLockError
 
 
 @pytest.fixture

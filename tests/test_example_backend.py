@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ZODB.config
 
-from relstorage.testing import *  # noqa: F403
+from relstorage.testing import *  # noqa: F403  a suite is star-imported
 from relstorage.testing import Gap, Target
 from relstorage.testing.records import add
 

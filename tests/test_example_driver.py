@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from relstorage.plugins import DRIVERS, Plugins
-from relstorage.testing import *  # noqa: F403
+from relstorage.testing import *  # noqa: F403  a suite is star-imported
 from relstorage.testing import Gap, Target
 
 apsw = pytest.importorskip("apsw", reason="the example in tests/example_plugin is not installed")

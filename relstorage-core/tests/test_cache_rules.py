@@ -419,29 +419,6 @@ def test_contains_is_no_use(cache):
     assert (statistics.hits, statistics.misses) == (0, 0)
 
 
-def test_reset_sets_the_counters_to_zero_and_keeps_the_states(cache):
-    cache.remember(1, 50, b"state", 100)
-    cache.lookup(1, 100)
-    cache.lookup(2, 100)
-    cache.remember(3, 50, b"old", 90)
-    cache.reset_statistics()
-    assert cache.statistics() == CacheStatistics(
-        hits=0,
-        misses=0,
-        stores=0,
-        evictions=0,
-        discarded=0,
-        entries=1,
-        bytes=OVERHEAD + 5,
-        limit=MEGABYTE,
-        horizon=100,
-        floor=100,
-        log_length=0,
-    )
-    cache.lookup(1, 100)
-    assert cache.statistics().hits == 1
-
-
 # --- compression
 
 

@@ -121,7 +121,7 @@ def test_an_unknown_name_is_refused_with_a_suggestion():
 
 def test_a_suggestion_is_spelled_like_the_question():
     with pytest.raises(ConfigurationError, match="did you mean 'keep-history'"):
-        Options.from_strings({"keep-histroy": "false"})
+        Options(**{"keep-histroy": "false"})
 
 
 def test_a_name_like_no_other_is_refused_without_a_suggestion():

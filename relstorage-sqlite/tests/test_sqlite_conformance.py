@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from relstorage.testing import *  # noqa: F403
+from relstorage.testing import *  # noqa: F403  a suite is star-imported
 from relstorage.testing import Target
 
 

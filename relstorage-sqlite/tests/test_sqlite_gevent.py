@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 import relstorage
 from relstorage.errors import PluginUnavailable
 
@@ -42,7 +43,8 @@ db.close()
 
 @pytest.fixture(autouse=True)
 def gevent():
-    return pytest.importorskip("gevent", reason="the driver for gevent needs gevent: pip install 'relstorage-sqlite[gevent]'")
+    reason = "the driver for gevent needs gevent: pip install 'relstorage-sqlite[gevent]'"
+    return pytest.importorskip("gevent", reason=reason)
 
 
 def test_other_greenlets_run_during_a_query(tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
-import relstorage
 import transaction
 import ZODB
-from relstorage.errors import Disconnected
 from ZODB.blob import Blob
+
+import relstorage
+from relstorage.errors import Disconnected
 
 
 class Steps:
@@ -37,7 +38,11 @@ class Steps:
 @pytest.fixture(params=[False, True], ids=["free", "history"])
 def db(request, tmp_path):
     storage = relstorage.open(
-        "sqlite", data_dir=tmp_path / "data", keep_history=request.param, blob_dir=tmp_path / "blobs", shared_blob_dir=True
+        "sqlite",
+        data_dir=tmp_path / "data",
+        keep_history=request.param,
+        blob_dir=tmp_path / "blobs",
+        shared_blob_dir=True,
     )
     db = ZODB.DB(storage)
     yield db

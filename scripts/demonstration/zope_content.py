@@ -172,4 +172,4 @@ def fill(app: Any, documents: int, seed: int) -> None:
 
 
 # zconsole leaves its own words in sys.argv: zconsole run zope.conf zope_content.py DOCUMENTS SEED
-fill(app, int(sys.argv[4]), int(sys.argv[5]))  # type: ignore[name-defined]  # noqa: F821
+fill(app, int(sys.argv[4]), int(sys.argv[5]))  # type: ignore[name-defined]  # noqa: F821  zconsole defines app

@@ -1,7 +1,7 @@
 """A ZODB storage in relational databases.
 
-``relstorage.open("sqlite", data_dir="/srv/zodb")`` returns a storage for ``ZODB.DB``. In ZConfig, ``%import relstorage`` makes the
-section ``<relstorage>`` and one section for each installed backend available.
+``relstorage.open("sqlite", data_dir="/srv/zodb")`` returns a storage for ``ZODB.DB``. In ZConfig,
+``%import relstorage`` makes the section ``<relstorage>`` and one section for each installed backend available.
 """
 
 from __future__ import annotations

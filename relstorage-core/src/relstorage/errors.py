@@ -7,6 +7,7 @@ the others are permanent until somebody acts.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 from transaction.interfaces import TransientError
 from ZODB.POSException import ConflictError, ReadConflictError, StorageError
@@ -26,7 +27,7 @@ class Failure(Enum):
 
 
 class RelStorageError(StorageError):
-    """Base of the permanent errors."""
+    """Base of most errors here. One that is not a ``TransientError`` too is permanent until somebody acts."""
 
 
 # --- plug-ins and configuration
@@ -138,7 +139,7 @@ class UnableToAcquirePackUndoLockError(RelStorageError):
 class UnableToLockRowsToModifyError(LockError, ConflictError):
     """Another transaction is changing the same objects."""
 
-    def __init__(self, message: str, **facts):
+    def __init__(self, message: str, **facts: Any):
         ConflictError.__init__(self, message)
         LockError.__init__(self, message, **facts)
 
@@ -146,7 +147,7 @@ class UnableToLockRowsToModifyError(LockError, ConflictError):
 class UnableToLockRowsToReadCurrentError(LockError, ReadConflictError):
     """Another transaction is changing objects that must stay as they were read."""
 
-    def __init__(self, message: str, **facts):
+    def __init__(self, message: str, **facts: Any):
         ReadConflictError.__init__(self, message)
         LockError.__init__(self, message, **facts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import pluggy
@@ -111,7 +112,13 @@ class Observers(Protocol):
 
 def make_hooks(plugins: Observers) -> HookRelay:
     """Return the relay to every installed observer."""
-    return HookRelay(plugins.observers())
+    return _relay(tuple(plugins.observers()))
+
+
+@lru_cache(maxsize=8)
+def _relay(observers: tuple[tuple[str, object], ...]) -> HookRelay:
+    # A relay has no state of its own, and pluggy takes a while to make one.
+    return HookRelay(observers)
 
 
 def check_observer(name: str, observer: object) -> None:

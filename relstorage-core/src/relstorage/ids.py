@@ -12,7 +12,8 @@ from struct import Struct
 from persistent.timestamp import TimeStamp
 
 _QUAD = Struct(">Q")
-_unpack = _QUAD.unpack
+#: ``to_int`` without the call of a Python function, for the hottest path; it returns a tuple of one.
+unpack = _QUAD.unpack
 to_bytes = _QUAD.pack
 
 MAX_OID = 2**63 - 1
@@ -22,7 +23,7 @@ ROOT_OID = 0
 
 def to_int(value: bytes) -> int:
     """Return the integer that 8 big-endian bytes stand for."""
-    return _unpack(value)[0]
+    return unpack(value)[0]
 
 
 def tid_at(seconds: float) -> int:

@@ -14,7 +14,6 @@ from relstorage.options import Options, declared, split_keywords
 from relstorage.plugins import Plugins, installed
 from relstorage.storage import RelStorage
 
-
 log = logging.getLogger(__name__)
 
 #: Options that only some backends, or caches that are no part of this distribution, make use of.
@@ -38,7 +37,8 @@ def open(backend: str = "sqlite", /, **values: Any) -> RelStorage:
 
     The keyword arguments are the options of the backend and of the storage by name; their reference is
     ``docs/reference/options.md``. Raise ``ConfigurationError`` for an unknown option or a value that cannot be used,
-    a ``PluginError`` if backend or driver cannot be had, and a ``LayoutError`` if the database is another than the options say.
+    a ``PluginError`` if backend or driver cannot be had, and a ``LayoutError`` if the database is another than the
+    options say.
     """
     plugins = installed()
     plugin = plugins.load("relstorage.backends", backend)
@@ -81,7 +81,8 @@ def _tell_without_effect(options: Options, adapter: Any) -> None:
     """Log which options were set that nothing here reads, so that nobody relies on them."""
     for declaration in declared(Options):
         name = declaration.name
-        if name in _NOT_EVERYWHERE and name not in adapter.uses_options and getattr(options, name) != declaration.default:
+        unused = name in _NOT_EVERYWHERE and name not in adapter.uses_options
+        if unused and getattr(options, name) != declaration.default:
             log.warning(
                 "The option %r is set for %s and has no effect with the backend %r",
                 declaration.key,

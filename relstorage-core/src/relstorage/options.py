@@ -253,11 +253,6 @@ class DeclaredOptions:
         names = OptionNames(type(self))
         self._fill(names.resolve(values)[type(self)])
 
-    @classmethod
-    def from_strings(cls, values: Mapping[str, Any]) -> Any:
-        """Return the options that a mapping of names to strings or typed values describes."""
-        return cls(**values)
-
     def _fill(self, values: Mapping[str, Any]) -> None:
         missing = [each.key for each in declared(type(self)) if each.required and values.get(each.name) is None]
         if missing:
@@ -286,9 +281,13 @@ class BackendOptions(DeclaredOptions):
         return {}
 
 
-@cache
 def declared(options_class: type[DeclaredOptions]) -> tuple[OptionDeclaration, ...]:
     """Return the declarations of an options class, in the order in which they are written there."""
+    return _declared(options_class)  # type: ignore[arg-type]  # mypy takes how an instance is hashed for how a class is
+
+
+@cache
+def _declared(options_class: type[DeclaredOptions]) -> tuple[OptionDeclaration, ...]:
     return tuple(
         OptionDeclaration(
             name=each.name, default={} if each.default is MISSING else each.default, **each.metadata["option"]
@@ -477,14 +476,14 @@ class Options(DeclaredOptions):
     pack_prepack_only: bool = option(BOOL, False, "Whether a pack stops when it has marked what to remove.")
     pack_skip_prepack: bool = option(BOOL, False, "Whether a pack starts with what an earlier one has marked.")
     pack_batch_timeout: float = option(
-        SECONDS, 15.0, "How long a pack removes before it commits and lets others go on.", unit="seconds"
+        SECONDS, 15.0, "How long a pack may hold the commit lock at once; 0.05 is the most that it takes.", unit="seconds"
     )
 
     removed: ClassVar[tuple[RemovedOption, ...]] = (
         RemovedOption("poll_interval", "Every transaction begins with a poll."),
-        RemovedOption("pack_commit_busy_delay", "A pack no longer holds the commit lock; see 'pack-batch-timeout'."),
-        RemovedOption("pack_duty_cycle", "A pack no longer holds the commit lock; see 'pack-batch-timeout'."),
-        RemovedOption("pack_max_delay", "A pack no longer holds the commit lock; see 'pack-batch-timeout'."),
+        RemovedOption("pack_commit_busy_delay", "A pack holds the commit lock for moments only; see 'pack-batch-timeout'."),
+        RemovedOption("pack_duty_cycle", "A pack holds the commit lock for moments only; see 'pack-batch-timeout'."),
+        RemovedOption("pack_max_delay", "A pack holds the commit lock for moments only; see 'pack-batch-timeout'."),
         RemovedOption("pack_dry_run", "Run 'zodbpack --dry-run'."),
         RemovedOption("cache_local_storage", "There is one kind of state cache."),
         RemovedOption("cache_local_dir_count", "'cache-local-dir' holds one file for each database."),

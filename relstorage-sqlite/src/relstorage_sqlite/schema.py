@@ -52,7 +52,8 @@ CREATE TABLE "transaction" (
     tid INTEGER PRIMARY KEY NOT NULL, packed INTEGER DEFAULT FALSE NOT NULL, is_empty INTEGER DEFAULT FALSE NOT NULL,
     username BLOB NOT NULL, description BLOB NOT NULL, extension BLOB);
 CREATE TABLE object_state (
-    zoid INTEGER NOT NULL, tid INTEGER NOT NULL REFERENCES "transaction", prev_tid INTEGER NOT NULL REFERENCES "transaction",
+    zoid INTEGER NOT NULL, tid INTEGER NOT NULL REFERENCES "transaction",
+    prev_tid INTEGER NOT NULL REFERENCES "transaction",
     md5 BLOB, state_size BIGINT NOT NULL, state BLOB,
     PRIMARY KEY (zoid, tid), CHECK (tid > 0), CHECK (state_size >= 0));
 CREATE INDEX object_state_tid ON object_state (tid);
@@ -79,7 +80,8 @@ CREATE VIEW current_object_state AS
 #: Ours. Without rowid: the primary key is the order in which the rows are read.
 _ADDED = """
 CREATE TABLE IF NOT EXISTS rs_meta (name TEXT PRIMARY KEY NOT NULL, value TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rs_removed (tid INTEGER NOT NULL, zoid INTEGER NOT NULL, PRIMARY KEY (tid, zoid)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rs_removed (
+    tid INTEGER NOT NULL, zoid INTEGER NOT NULL, PRIMARY KEY (tid, zoid)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rs_pack_run (
     run INTEGER PRIMARY KEY NOT NULL, pack_tid INTEGER NOT NULL, view_tid INTEGER NOT NULL, phase TEXT NOT NULL,
     collect INTEGER NOT NULL, started INTEGER NOT NULL, removed INTEGER NOT NULL, checked_tid INTEGER NOT NULL);

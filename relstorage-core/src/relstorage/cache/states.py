@@ -219,10 +219,3 @@ class StateCache:
                 floor=self._log.floor,
                 log_length=len(self._log),
             )
-
-    def reset_statistics(self) -> None:
-        """Set the counters to zero; what the cache holds and prefers stays."""
-        with self._lock:
-            self._residents.past_hits -= self._residents.hits()
-            self._residents.evictions = 0
-            self._misses = self._stores = self._discarded = 0

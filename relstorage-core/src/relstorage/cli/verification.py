@@ -400,7 +400,7 @@ class IteratedSubject:
         iterator = self._storage.iterator(**bounds)
         with closing(iterator) if hasattr(iterator, "close") else ExitStack():
             # Not `yield from`: CPython crashes when that meets the StorageStopIteration that some storages raise.
-            for transaction in iterator:  # noqa: UP028
+            for transaction in iterator:  # noqa: UP028  see above
                 yield transaction
 
     def _blob_of(self, record: Any) -> bool | None:

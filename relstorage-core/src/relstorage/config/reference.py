@@ -38,6 +38,9 @@ Dashes and underscores mean the same in every name. An unknown name is an error 
 An option with names and values is a section of its own in a ZConfig file, has a dot in a URI
 (`pragmas.cache_size=64MB`), and is a mapping in Python.
 
+Options are accepted with every backend. When you set one that the backend in use has no use for, a warning in the log
+says so.
+
 In a URI you can also give `demostorage=true`, which keeps all changes in memory, and the keywords that zodburi passes
 on to the database, such as `connection_pool_size`, `connection_cache_size` and `database_name`.
 """

@@ -66,18 +66,19 @@ def require(layout: Layout, *, keep_history: bool, version: int, create: bool, n
         return
     if layout is not wanted:
         raise WrongHistoryMode(
-            f"Opening {name} with keep-history {str(keep_history).lower()}: the database is {layout.value}. Nothing was changed. "
-            f"Set keep-history to {str(not keep_history).lower()}, or convert it with zodbconvert into a new database."
+            f"Opening {name} with keep-history {str(keep_history).lower()}: the database is {layout.value}. "
+            f"Nothing was changed. Set keep-history to {str(not keep_history).lower()}, "
+            "or convert it with zodbconvert into a new database."
         )
     if version > SCHEMA_VERSION:
         raise NewerSchema(
-            f"Opening {name}: its schema has version {version}, and this installation understands {SCHEMA_VERSION} at most. "
-            "Nothing was changed. Install the version of relstorage-core that last wrote it, or a newer one."
+            f"Opening {name}: its schema has version {version}, and this installation understands {SCHEMA_VERSION} "
+            "at most. Nothing was changed. Install the version of relstorage-core that last wrote it, or a newer one."
         )
     if version < SCHEMA_VERSION and not create:
         raise SchemaMissing(
-            f"Opening {name}: its schema has version {version} and must become {SCHEMA_VERSION}, and create-schema is false. "
-            "Open it once with create-schema true."
+            f"Opening {name}: its schema has version {version} and must become {SCHEMA_VERSION}, and create-schema "
+            "is false. Open it once with create-schema true."
         )
 
 

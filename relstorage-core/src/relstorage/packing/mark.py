@@ -92,7 +92,8 @@ def mark(
     view = session.row(sql.newest_tid)[0]
     result = Mark(view, view if pack_tid is None else min(pack_tid, view))
     reporter.begin("read", session.row(sql.object_count)[0])
-    graph, newest, sizes, roots, unreadable = Graph(), array("q"), array("q"), [ROOT_OID], []
+    graph, newest, sizes, roots = Graph(), array("q"), array("q"), [ROOT_OID]
+    unreadable: list[tuple[int, bytes]] = []
     with closing(session.stream(sql.all_revisions)) as rows:
         for done, (oid, revisions) in enumerate(groupby(rows, itemgetter(0)), 1):
             targets, tid, size, is_root, lives = _object(oid, revisions, result, find, unreadable)
@@ -124,7 +125,8 @@ def mark(
 
 
 def _object(
-    oid: int, revisions: Iterator[Any], result: Mark, find: Callable[[bytes], list[int]], unreadable: list[Any]
+    oid: int, revisions: Iterator[Any], result: Mark, find: Callable[[bytes], list[int]],
+    unreadable: list[tuple[int, bytes]],
 ) -> tuple[list[int], int, int, bool, bool]:
     """Return an object's references, newest tid, size, whether it is a root, and whether it lives."""
     pack_tid = result.pack_tid

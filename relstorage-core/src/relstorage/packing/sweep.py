@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from relstorage.errors import MarkIncomplete
@@ -117,7 +118,7 @@ class Sweep:
     def _in_windows(self, run: Run, steps: Sequence[Any]) -> None:
         """Execute steps over the transactions up to the pack's tid, a few at a time."""
 
-        def window(start: int) -> int | None:
+        def window(start: int, _tid: int) -> int | None:
             stop = self._session.row(self._sql.pack_window, (start, run.pack_tid, TRANSACTIONS))[0]
             if stop is not None:
                 for step in steps:
@@ -126,7 +127,7 @@ class Sweep:
 
         start: int | None = 0
         while start is not None and steps:
-            start = self._in_transaction(lambda tid, start=start: window(start))
+            start = self._in_transaction(partial(window, start))
             let_others_in(self._held)
 
     # --- what became reachable since the mark
@@ -177,7 +178,7 @@ class Sweep:
     def _remove(self, run: Run) -> None:
         limit, removed = 100, run.removed
         while True:
-            count = self._in_transaction(lambda tid, n=limit, done=removed: self._batch(run, tid, n, done))
+            count = self._in_transaction(partial(self._batch, run, limit, removed))
             if not count:
                 return
             removed += count
@@ -189,7 +190,7 @@ class Sweep:
                 limit = max(limit // 2, 1)
             let_others_in(self._held)
 
-    def _batch(self, run: Run, tid: int, limit: int, removed: int) -> int:
+    def _batch(self, run: Run, limit: int, removed: int, tid: int) -> int:
         """Remove what is next on the list; return how much it was."""
         session, sql = self._session, self._sql
         batch = session.rows(sql.pack_garbage, (run.run, limit))
@@ -217,7 +218,8 @@ class Sweep:
 def finish(session: Any, adapter: Any, run: Run) -> None:
     """Note that a run has removed everything.
 
-    ``session`` is a store session, because a pack session may be less durable: what that wrote is durable with this commit.
+    ``session`` is a store session, because a pack session may be less durable: what that wrote is durable with this
+    commit.
     """
     sql = adapter.statements
     adapter.commit_steps.lock_and_choose_tid(session)

@@ -57,7 +57,9 @@ class Statements:
         "tid",
         "zoid tid",
     )
-    removals_since: Statement = _one("A row if objects were removed after a tid, or a sweep is under way.", "tid", "found")
+    removals_since: Statement = _one(
+        "A row if objects were removed after a tid, or a sweep is under way.", "tid", "found"
+    )
     removed_among: Statement = _one(
         "Which of these objects were removed after a tid (-1: any may have been) or, final = 1, a sweep is to remove.",
         "tid oids",
@@ -124,7 +126,9 @@ class Statements:
         "start stop limit",
         "tid",
     )
-    pack_seal: tuple[Statement, ...] = _steps("Refuse undo of the transactions up to a tid, after another.", "tid start")
+    pack_seal: tuple[Statement, ...] = _steps(
+        "Refuse undo of the transactions up to a tid, after another.", "tid start"
+    )
     remove_object: tuple[Statement, ...] = _steps("Remove an object whose current revision is this one.", "oid tid")
     remove_revision: tuple[Statement, ...] = _steps("Remove one revision that is not current.", "oid tid")
     pack_finish: tuple[Statement, ...] = _steps(
@@ -133,11 +137,13 @@ class Statements:
     prune_removed: Statement = _one("Forget removals up to a tid.", "tid")
 
     # --- surveying
-    newest_transaction: Statement = _one("The largest tid of a transaction whose records are here; 0 without any.", "", "tid")
+    newest_transaction: Statement = _one(
+        "The largest tid of a transaction whose records are here; 0 without any.", "", "tid"
+    )
     revision_count: Statement = _one("How many revisions there are.", "", "revisions")
     object_facts: Statement = _one(
-        "Every object in oid order with its current tid; present = 0 where that revision says that the object is removed, NULL "
-        "where there is no such revision.",
+        "Every object in oid order with its current tid; present = 0 where that revision says that the object is "
+        "removed, NULL where there is no such revision.",
         "",
         "zoid tid present",
     )

@@ -157,7 +157,9 @@ _history_preserving: Texts = {
         FROM object_state JOIN "transaction" USING (tid)
         WHERE zoid = :oid ORDER BY tid DESC LIMIT :limit""",
     "newest_tid": """
-        SELECT max(coalesce((SELECT max(tid) FROM "transaction"), 0), coalesce((SELECT max(tid) FROM rs_removed), 0))""",
+        SELECT max(
+            coalesce((SELECT max(tid) FROM "transaction"), 0),
+            coalesce((SELECT max(tid) FROM rs_removed), 0))""",
     "changes_since": """
         SELECT current_object.zoid, "transaction".tid
         FROM "transaction" LEFT JOIN current_object ON current_object.tid = "transaction".tid
@@ -188,7 +190,8 @@ _history_preserving: Texts = {
     "put_revision": (
         f"""{_add_revision}
         ON CONFLICT (zoid, tid) DO UPDATE
-        SET prev_tid = excluded.prev_tid, md5 = excluded.md5, state_size = excluded.state_size, state = excluded.state""",
+        SET prev_tid = excluded.prev_tid, md5 = excluded.md5,
+            state_size = excluded.state_size, state = excluded.state""",
         _raise_current,
     ),
     "remove": (

@@ -50,7 +50,9 @@ class Dialect:
     #: Write the test that a column is in the list parameter, whose placeholder is given.
     any_of: Callable[[str], str] = _equals_any
 
-    def render(self, name: str, text: str, parameters: tuple[str, ...] = (), columns: tuple[str, ...] = ()) -> Statement:
+    def render(
+        self, name: str, text: str, parameters: tuple[str, ...] = (), columns: tuple[str, ...] = ()
+    ) -> Statement:
         """Return the statement; raise ValueError if the text uses a parameter that is not declared."""
         text = " ".join(text.split())
         unknown = names_in(text) - set(parameters)

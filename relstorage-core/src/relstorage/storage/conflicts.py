@@ -30,7 +30,9 @@ class Resolver(ConflictResolvingStorage):
         state = self._prefetched.get(key)
         return self._load_revision(*key) if state is None else state
 
-    def resolve(self, conflicts: Iterable[Conflict], spool: Spool, tell: Callable[[int, bool], Any] | None) -> list[int]:
+    def resolve(
+        self, conflicts: Iterable[Conflict], spool: Spool, tell: Callable[[int, bool], Any] | None
+    ) -> list[int]:
         """Put merged states into the spool and return their oids.
 
         Raise ``ConflictError`` for the first conflict that cannot be resolved. ``tell(oid, resolved)`` observes each.
@@ -51,7 +53,13 @@ class Resolver(ConflictResolvingStorage):
         oid, base = to_bytes(conflict.oid), to_bytes(conflict.base)
         try:
             # An object that another transaction made or removed leaves nothing to merge with.
-            if staged.kind.value or staged.state is None or conflict.tid is None or not conflict.state or not conflict.base:
+            if (
+                staged.kind.value
+                or staged.state is None
+                or conflict.tid is None
+                or not conflict.state
+                or not conflict.base
+            ):
                 raise ConflictError(oid=oid, serials=(to_bytes(conflict.tid or 0), base), data=staged.state or None)
             merged = self.tryToResolveConflict(oid, to_bytes(conflict.tid), base, staged.state, conflict.state)
         except ConflictError:

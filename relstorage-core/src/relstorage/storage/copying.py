@@ -55,7 +55,10 @@ class Target(Protocol):
     takes_blobs: bool
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Keep packs away for the length of a copy: what is restored is not checked for links to what a pack removes."""
+        """Keep packs away for the length of a copy.
+
+        What is restored is not checked for links to what a pack removes.
+        """
 
     def begin(self, transaction: Any) -> None:
         """Begin a transaction with the tid and the description of another."""

@@ -33,7 +33,11 @@ class TransactionRecord(BaseTransactionRecord):
         self._sql = sql
         self._tid = tid
         super().__init__(
-            to_bytes(tid), "p" if packed else " ", bytes(username or b""), bytes(description or b""), bytes(extension or b"")
+            to_bytes(tid),
+            "p" if packed else " ",
+            bytes(username or b""),
+            bytes(description or b""),
+            bytes(extension or b""),
         )
 
     def __iter__(self) -> Iterator[DataRecord]:

@@ -20,7 +20,7 @@ from zope.interface import alsoProvides, implementer
 from relstorage import packing
 from relstorage.database import Database
 from relstorage.database.commit import Kind, Metadata
-from relstorage.ids import MAX_TID, seconds_at, to_bytes, to_int
+from relstorage.ids import MAX_TID, seconds_at, to_bytes, to_int, unpack
 from relstorage.storage import undo as undoing
 from relstorage.storage.conflicts import Resolver
 from relstorage.storage.copying import BatchTarget, copy_transactions
@@ -181,7 +181,7 @@ class RelStorage:
 
     def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
         """Return the state and tid of an object in the view."""
-        number = to_int(oid)
+        (number,) = unpack(oid)
         return self._cache_lookup(number, self._reader.view) or self._reader.load_missing(number)
 
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
@@ -275,7 +275,9 @@ class RelStorage:
         self._refuse_if_read_only()
         self._in(transaction).put(to_int(oid), to_int(serial or z64), Kind.STORE, data)
 
-    def restore(self, oid: bytes, serial: bytes, data: bytes | None, version: str, prev_txn: Any, transaction: Any) -> None:
+    def restore(
+        self, oid: bytes, serial: bytes, data: bytes | None, version: str, prev_txn: Any, transaction: Any
+    ) -> None:
         """Stage a record that another storage committed; there is no check for conflicts."""
         self._refuse_if_read_only()
         self._in(transaction).put(to_int(oid), 0, Kind.RESTORE, data)

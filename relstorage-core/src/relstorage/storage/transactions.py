@@ -30,7 +30,9 @@ CACHED_PER_COMMIT = 4_000_000
 class Commit:
     """What exists between ``tpc_begin`` and the end of a transaction."""
 
-    def __init__(self, database: Database, transaction: Any, metadata: Metadata, view: int | None, tid: int | None = None):
+    def __init__(
+        self, database: Database, transaction: Any, metadata: Metadata, view: int | None, tid: int | None = None
+    ):
         self.transaction = transaction
         self.staged = StagedCommit(metadata, view, tid)
         self.blobs: Any = None
@@ -78,7 +80,12 @@ class Commit:
 
     # --- the two phases
 
-    def vote(self, resolver: Resolver, untransform: Callable[[bytes], bytes], tell: Callable[[int, bool], Any] | None) -> list[int]:
+    def vote(
+        self,
+        resolver: Resolver,
+        untransform: Callable[[bytes], bytes],
+        tell: Callable[[int, bool], Any] | None,
+    ) -> list[int]:
         """Send everything to the database and make sure that it can be committed.
 
         Return the oids whose states conflict resolution changed. After an error only ``abort`` makes sense.

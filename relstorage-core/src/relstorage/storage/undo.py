@@ -70,13 +70,18 @@ def _descriptions(session: Any, sql: Any) -> Iterator[dict[str, Any]]:
         for tid, username, description, extension in rows:
             found = read_extension(extension)
             found.update(
-                id=encode(tid), time=seconds_at(tid), user_name=bytes(username or b""), description=bytes(description or b"")
+                id=encode(tid),
+                time=seconds_at(tid),
+                user_name=bytes(username or b""),
+                description=bytes(description or b""),
             )
             yield found
         below = rows[-1][0]
 
 
-def undo(session: Any, sql: Any, commit: Commit, tid: int, resolve: Any, undo_blob: Callable[[int, int, int], None]) -> list[int]:
+def undo(
+    session: Any, sql: Any, commit: Commit, tid: int, resolve: Any, undo_blob: Callable[[int, int, int], None]
+) -> list[int]:
     """Stage the undo of a transaction in ``commit`` and return the oids.
 
     ``resolve(oid, committed, old, new, committed_state)`` is ZODB's ``tryToResolveConflict``. ``undo_blob(oid,
@@ -121,4 +126,5 @@ def _merge(oid: int, base: int, tid: int, old_state: bytes | None, current: byte
     try:
         return resolve(to_bytes(oid), to_bytes(base), to_bytes(tid), old_state, current)
     except ConflictError as error:
-        raise UndoError("A later transaction changed the object, and the changes cannot be merged.", to_bytes(oid)) from error
+        reason = "A later transaction changed the object, and the changes cannot be merged."
+        raise UndoError(reason, to_bytes(oid)) from error

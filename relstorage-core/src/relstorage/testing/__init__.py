@@ -16,7 +16,7 @@ A backend has one test module::
 What it cannot do it declares as ``gaps``, each with its reason.
 """
 
-# ruff: noqa: E402, F401, F403 (everything here is for star-import)
+# ruff: noqa: E402, F403 (what checks must be imported after the call below; each module says what its star stands for)
 
 import pkgutil
 
@@ -25,6 +25,19 @@ import pytest
 # Failed assertions then show values, as in a test module.
 pytest.register_assert_rewrite(*(f"relstorage.testing.{module.name}" for module in pkgutil.iter_modules(__path__)))
 
+from relstorage.testing import (
+    committing,
+    describing_schema,
+    packing,
+    packing_processes,
+    polling,
+    processes,
+    reading,
+    storing_blobs,
+    undoing,
+    wrapping,
+    zodb_suite,
+)
 from relstorage.testing.committing import *
 from relstorage.testing.describing_schema import *
 from relstorage.testing.packing import *
@@ -48,3 +61,27 @@ from relstorage.testing.target import (
 from relstorage.testing.undoing import *
 from relstorage.testing.wrapping import *
 from relstorage.testing.zodb_suite import *
+
+__all__ = [
+    "DatabaseUnderTest",
+    "Gap",
+    "Target",
+    "database",
+    "free",
+    "known_gaps",
+    "own_transaction",
+    "preserving",
+    "pytest_generate_tests",
+    "target",
+    *committing.__all__,
+    *describing_schema.__all__,
+    *packing.__all__,
+    *packing_processes.__all__,
+    *polling.__all__,
+    *processes.__all__,
+    *reading.__all__,
+    *storing_blobs.__all__,
+    *undoing.__all__,
+    *wrapping.__all__,
+    *zodb_suite.__all__,
+]

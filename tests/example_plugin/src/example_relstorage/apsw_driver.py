@@ -165,7 +165,7 @@ class ApswDriver:
     distribution = "apsw"
 
     def check(self) -> None:
-        import apsw  # noqa: F401
+        import apsw  # noqa: F401  only whether it imports
 
     @property
     def error(self) -> type[Exception]:
