@@ -83,6 +83,14 @@ def test_a_dry_run_removes_nothing(place):
     assert place.objects() == 3
 
 
+@pytest.mark.parametrize("option", ["--dry-run", "--check-refs-only"])
+def test_looking_at_a_database_that_is_not_there_makes_none(place, tmp_path, option):
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    result = place.pack(option)
+    assert result.exit_code == 1
+    assert not (tmp_path / "data").exists()
+
+
 def test_references_are_checked_without_removing_anything(place):
     result = place.pack("--check-refs-only")
     assert result.exit_code == 0, result.output

@@ -2,9 +2,10 @@
 their own, so that a later one may use what an earlier one made.
 
 `python` is executed, `shell` is run by bash, and a block whose first line is a comment with a file name (`# zodb.conf`)
-is written to that file; a ZConfig file is also opened, as its name or its content demands. `console` shows what a
-reader types on a machine, and is not run. Directories below /srv are the reader's: here they are moved into the
-temporary directory, and /srv/zope holds a small FileStorage.
+is written to that file; a ZConfig file is also opened, as its name or its content demands. A block whose first line
+names a file of the repository (`# tests/example_plugin/pyproject.toml`) is an excerpt, with `# ...` where something is
+left out, and has to be in that file. `console` shows what a reader types on a machine, and is not run. Directories
+below /srv are the reader's: here they are moved into the temporary directory, and /srv/zope holds a small FileStorage.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ FOLDERS = ("docs", "relstorage-*")
 DOCUMENTS = [ROOT / "README.md", *sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_NAME = re.compile(r"# ([\w.-]+\.\w+)\n")
+EXCERPT = re.compile(r"# (\w[\w.-]*/[\w./-]+)\n")
+LEFT_OUT = re.compile(r"^ *# \.\.\.\n", re.MULTILINE)
 SHOWN_ONLY = {"console", "text", "json", "sql"}
 
 
@@ -105,12 +108,32 @@ def write_file(block: Block, document: Path, directory: Path) -> None:
 def test_the_examples_of_a_document_work_from_top_to_bottom(document: Path, directory: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(document, directory):
+        if EXCERPT.match(block.text):
+            continue
         if block.language == "python":
             run_python(block, document, namespace)
         elif block.language == "shell":
             run_shell(block, document)
         elif block.language not in SHOWN_ONLY:
             write_file(block, document, directory)
+
+
+def excerpts() -> Iterator[Any]:
+    for document in DOCUMENTS:
+        for match in BLOCK.finditer(document.read_text()):
+            named = EXCERPT.match(match[2])
+            if named:
+                label = f"{document.relative_to(ROOT)}-{named[1]}"
+                yield pytest.param(ROOT / named[1], match[2][named.end() :], id=label)
+
+
+@pytest.mark.parametrize("path, excerpt", list(excerpts()))
+def test_an_excerpt_is_in_the_file_that_it_names(path: Path, excerpt: str) -> None:
+    text, position = path.read_text(), 0
+    for part in LEFT_OUT.split(excerpt):
+        found = text.find(part.strip("\n"), position)
+        assert found >= 0, f"{path} does not have, after what was shown before:\n{part}"
+        position = found + len(part.strip("\n"))
 
 
 def links(document: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ZODB.config
+import zodburi
 
 from relstorage.testing import *  # noqa: F403  a suite is star-imported
 from relstorage.testing import Gap, Target
@@ -62,6 +63,12 @@ def test_its_section_can_be_used_in_a_configuration_file(tmp_path):
         assert (tmp_path / "zodb.sqlite3").exists()
     finally:
         db.close()
+
+
+def test_its_database_can_be_named_by_a_uri(tmp_path):
+    open_storage, _ = zodburi.resolve_uri(f"examplefile://{tmp_path}/zodb.sqlite3?keep_history=false")
+    open_storage().close()
+    assert (tmp_path / "zodb.sqlite3").exists()
 
 
 def test_its_hook_is_told_of_commits(free):

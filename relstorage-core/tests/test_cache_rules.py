@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relstorage.cache import CODECS, CacheStatistics, StateCache
+from relstorage.cache import CODECS, StateCache
 from relstorage.cache.changelog import EVERYTHING
 from relstorage.cache.entries import OVERHEAD
 from relstorage.ids import to_bytes

@@ -476,14 +476,17 @@ class Options(DeclaredOptions):
     pack_prepack_only: bool = option(BOOL, False, "Whether a pack stops when it has marked what to remove.")
     pack_skip_prepack: bool = option(BOOL, False, "Whether a pack starts with what an earlier one has marked.")
     pack_batch_timeout: float = option(
-        SECONDS, 15.0, "How long a pack may hold the commit lock at once; 0.05 is the most that it takes.", unit="seconds"
+        SECONDS,
+        15.0,
+        "How long a pack may hold the commit lock at once; 0.05 is the most that it takes.",
+        unit="seconds",
     )
 
     removed: ClassVar[tuple[RemovedOption, ...]] = (
         RemovedOption("poll_interval", "Every transaction begins with a poll."),
-        RemovedOption("pack_commit_busy_delay", "A pack holds the commit lock for moments only; see 'pack-batch-timeout'."),
-        RemovedOption("pack_duty_cycle", "A pack holds the commit lock for moments only; see 'pack-batch-timeout'."),
-        RemovedOption("pack_max_delay", "A pack holds the commit lock for moments only; see 'pack-batch-timeout'."),
+        RemovedOption("pack_commit_busy_delay", "A pack holds the commit lock briefly; see 'pack-batch-timeout'."),
+        RemovedOption("pack_duty_cycle", "A pack holds the commit lock briefly; see 'pack-batch-timeout'."),
+        RemovedOption("pack_max_delay", "A pack holds the commit lock briefly; see 'pack-batch-timeout'."),
         RemovedOption("pack_dry_run", "Run 'zodbpack --dry-run'."),
         RemovedOption("cache_local_storage", "There is one kind of state cache."),
         RemovedOption("cache_local_dir_count", "'cache-local-dir' holds one file for each database."),

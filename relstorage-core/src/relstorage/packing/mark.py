@@ -125,7 +125,10 @@ def mark(
 
 
 def _object(
-    oid: int, revisions: Iterator[Any], result: Mark, find: Callable[[bytes], list[int]],
+    oid: int,
+    revisions: Iterator[Any],
+    result: Mark,
+    find: Callable[[bytes], list[int]],
     unreadable: list[tuple[int, bytes]],
 ) -> tuple[list[int], int, int, bool, bool]:
     """Return an object's references, newest tid, size, whether it is a root, and whether it lives."""
