@@ -125,8 +125,10 @@ class SqliteSchema:
         session = self._open("schema")
         try:
             version = self._detect(session, create)
-            if version < SCHEMA_VERSION:
+            # A copy made with VACUUM INTO has lost it, and readers and writers would then exclude each other.
+            if create and session.script("PRAGMA journal_mode")[0][0] != "wal":
                 self._use_wal(session)
+            if version < SCHEMA_VERSION:
                 self._migrate(session, create)
             return self._identity(session)
         finally:

@@ -55,6 +55,11 @@ class StagedFiles:
         self._stage(oid, path)
         return True
 
+    def remove(self, oid: int) -> None:
+        path = self._files.pop(oid, None)
+        if path is not None:
+            remove_if_present(path)
+
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return iter(self._files.items())
 

@@ -256,7 +256,7 @@ class DirectCommit:
         for step in sql.begin_transaction:
             session.run(step, (tid, facts.packed, facts.username, facts.description, facts.extension))
         for step in sql.clear_blobs:
-            session.run_many(step, self._with_old_blobs(commit))
+            session.run_many(step, [(oid, tid) for oid in self._with_old_blobs(commit)])
         for step in sql.put_revision if commit.restoring else sql.put:
             session.run_many(step, commit.records.rows(tid, len(step.parameters)))
         for oid in commit.records.removals():
@@ -272,12 +272,12 @@ class DirectCommit:
             # changed.
             session.run(sql.note_removed, (-1, ids.next_tid(newest)))
 
-    def _with_old_blobs(self, commit: StagedCommit) -> list[tuple[int]]:
+    def _with_old_blobs(self, commit: StagedCommit) -> list[int]:
         """Return the objects that may have a blob which this commit replaces. A new object has none, which is worth
         knowing."""
         new_blobs = {oid for oid, _ in commit.blobs}
         return [
-            (oid,)
+            oid
             for oid, base, _ in commit.records.bases()
             # A blob that a copy takes over must survive until then.
             if (base or commit.restoring or oid in new_blobs) and oid not in commit.blob_copies

@@ -139,7 +139,7 @@ class Restoration:
             return
         session, sql, tid = self._session, self._sql, self._tid
         for step in sql.clear_blobs:
-            session.run_many(step, [(oid,) for oid in self._states])
+            session.run_many(step, [(oid, tid) for oid in self._states])
         for step in sql.put_revision:
             count = len(step.parameters)
             session.run_many(step, ((oid, tid, state)[:count] for oid, state in sorted(self._states.items())))

@@ -22,6 +22,9 @@ class StagedBlobs(Protocol):
         ``OutOfSpace`` is raised if the file comes from another file system and does not fit; it is then untouched.
         """
 
+    def remove(self, oid: int) -> None:
+        """Forget what was staged for ``oid``. Harmless if that is nothing."""
+
     def add_revision(self, oid: int, tid: int) -> bool:
         """Stage the blob that ``oid`` had at ``tid`` once more, as an undo does. Return False if there is no such file.
 

@@ -81,7 +81,7 @@ class Statements:
     begin_transaction: tuple[Statement, ...] = _steps(
         "Record the transaction.", "tid packed username description extension"
     )
-    clear_blobs: tuple[Statement, ...] = _steps("Forget the blob that a commit replaces.", "oid")
+    clear_blobs: tuple[Statement, ...] = _steps("Forget the blob that a commit replaces.", "oid tid")
     put: tuple[Statement, ...] = _steps("Make a state the current revision of an object.", "oid tid state")
     put_revision: tuple[Statement, ...] = _steps(
         "Add a revision that may be older than the current one (restore).", "oid tid state"

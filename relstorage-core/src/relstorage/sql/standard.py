@@ -35,7 +35,6 @@ _shared: Texts = {
         WHERE zoid ANY_OF(:oids) AND whole = 1 AND run IN (SELECT run FROM rs_pack_run WHERE phase = 'sweeping')""",
     "records_of": "SELECT zoid, state FROM object_state WHERE tid = :tid ORDER BY zoid",
     "note_removed": _note_removed,
-    "put_blob_chunk": "INSERT INTO blob_chunk (zoid, tid, chunk_num, chunk) VALUES (:oid, :tid, :number, :chunk)",
     "blob_chunk": "SELECT chunk FROM blob_chunk WHERE zoid = :oid AND tid = :tid AND chunk_num = :number",
     "has_blob": "SELECT tid FROM blob_chunk WHERE zoid = :oid AND tid = :tid AND chunk_num = 0",
     "blob_revisions": "SELECT DISTINCT zoid, tid FROM blob_chunk ORDER BY zoid, tid",
@@ -94,7 +93,11 @@ _history_free: Texts = {
     "has_transaction": """
         SELECT tid FROM object_state WHERE tid = :tid UNION SELECT tid FROM rs_removed WHERE tid = :tid""",
     "begin_transaction": (),
-    "clear_blobs": ("DELETE FROM blob_chunk WHERE zoid = :oid",),
+    "clear_blobs": ("DELETE FROM blob_chunk WHERE zoid = :oid AND tid <= :tid",),
+    # A restored revision that is older than the current one has no place here, nor has its blob.
+    "put_blob_chunk": """
+        INSERT INTO blob_chunk (zoid, tid, chunk_num, chunk) SELECT :oid, :tid, :number, :chunk
+        WHERE NOT EXISTS (SELECT 1 FROM object_state WHERE zoid = :oid AND tid > :tid)""",
     "put": (
         """
         INSERT INTO object_state (zoid, tid, state_size, state)
@@ -111,8 +114,8 @@ _history_free: Texts = {
         WHERE excluded.tid >= object_state.tid""",
     ),
     "remove": (
-        "DELETE FROM blob_chunk WHERE zoid = :oid",
-        "DELETE FROM object_state WHERE zoid = :oid",
+        "DELETE FROM blob_chunk WHERE zoid = :oid AND tid <= :tid",
+        "DELETE FROM object_state WHERE zoid = :oid AND tid <= :tid",
         _note_removed,
     ),
     "copy_blob": "UPDATE blob_chunk SET tid = :tid WHERE zoid = :oid AND tid = :from_tid",
@@ -181,6 +184,7 @@ _history_preserving: Texts = {
         VALUES (:tid, :packed, :username, :description, :extension)""",
     ),
     "clear_blobs": (),
+    "put_blob_chunk": "INSERT INTO blob_chunk (zoid, tid, chunk_num, chunk) VALUES (:oid, :tid, :number, :chunk)",
     "put": (
         _add_revision,
         """

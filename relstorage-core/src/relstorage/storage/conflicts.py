@@ -8,7 +8,7 @@ from typing import Any
 from ZODB.ConflictResolution import ConflictResolvingStorage
 from ZODB.POSException import ConflictError
 
-from relstorage.database.commit import Conflict, Spool
+from relstorage.database.commit import Conflict, Kind, Spool
 from relstorage.ids import to_bytes, to_int
 
 
@@ -54,7 +54,7 @@ class Resolver(ConflictResolvingStorage):
         try:
             # An object that another transaction made or removed leaves nothing to merge with.
             if (
-                staged.kind.value
+                staged.kind is not Kind.STORE
                 or staged.state is None
                 or conflict.tid is None
                 or not conflict.state

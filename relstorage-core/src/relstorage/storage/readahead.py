@@ -3,6 +3,7 @@ order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 #: A miss this close above the one before counts as reading in order.
@@ -40,10 +41,16 @@ class ReadAhead:
         """Note that an object that waited here was asked for."""
         self._last = oid
 
-    def fill(self, rows: list[Any]) -> None:
+    def fill(self, rows: Iterator[Any]) -> None:
         """Keep what a query brought, and choose the next span."""
-        self.waiting = {oid: (state, tid) for oid, state, tid in rows if state}
-        size = sum(len(state) for state, _ in self.waiting.values())
+        self.waiting = {}
+        size = 0
+        for oid, state, tid in rows:
+            if state:
+                self.waiting[oid] = (state, tid)
+                size += len(state)
+                if size >= _MOST_BYTES:
+                    break
         self._span = min(self._span * 2, _LARGEST_SPAN) if size < _MOST_BYTES // 2 else max(self._span // 4, 2)
 
     def clear(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ZODB.POSException import POSKeyError
 
 from relstorage.errors import RelStorageError, SnapshotLost
-from relstorage.ids import to_bytes
+from relstorage.ids import MAX_OID, to_bytes
 from relstorage.storage.readahead import ReadAhead
 
 #: The oid in a list of changes that stands for every object.
@@ -104,7 +104,8 @@ class Reader:
 
     def note_own(self, tid: int) -> None:
         """Leave the changes of this commit out of the next poll."""
-        self._own.add(tid)
+        if self.reported is not None:
+            self._own.add(tid)
 
     @contextmanager
     def snapshot(self) -> Iterator[tuple[Any, int]]:
@@ -150,6 +151,8 @@ class Reader:
 
     def load_missing(self, oid: int) -> tuple[bytes, bytes]:
         """Read the current revision, which the cache does not have, and remember it there."""
+        if oid > MAX_OID:
+            raise POSKeyError(to_bytes(oid))
         if self.view >= 0:
             ahead = self._ahead
             found = ahead.waiting.pop(oid, None)
@@ -161,7 +164,7 @@ class Reader:
             session = self._usable()
             span = ahead.span(oid)
             if span > 1:
-                ahead.fill(session.rows(self._sql.current_range, (oid + 1, oid + span)))
+                ahead.fill(session.stream(self._sql.current_range, (oid + 1, oid + span)))
             return self._load_row(session, oid, self.view)
         with self.snapshot() as (session, view):
             return self._cache.lookup(oid, view) or self._load_row(session, oid, view)

@@ -249,16 +249,16 @@ class RelStorage:
         self._refuse_if_read_only()
         if self._commit is not None and self._commit.transaction is transaction:
             raise StorageTransactionError("Duplicate tpc_begin calls for the same transaction")
-        self._committing.acquire()
+        # Before the lock: a description that cannot be pickled, or a tid that is none, must not keep it.
+        number = None if tid is None else to_int(tid)
         metadata = Metadata(
             _as_bytes(transaction.user),
             _as_bytes(transaction.description),
             transaction.extension_bytes,
             packed=status == "p",
         )
-        self._commit = Commit(
-            self._database, transaction, metadata, self._reader.reported, None if tid is None else to_int(tid)
-        )
+        self._committing.acquire()
+        self._commit = Commit(self._database, transaction, metadata, self._reader.reported, number)
 
     def tpc_transaction(self) -> Any:
         """Return the transaction that is being committed, or None."""
@@ -273,6 +273,8 @@ class RelStorage:
     def store(self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any) -> None:
         """Stage a new state of an object that was ``serial`` when it was read."""
         self._refuse_if_read_only()
+        if data is None:
+            raise TypeError(f"The state of object {to_int(oid):#x} must be bytes; deleteObject removes it.")
         self._in(transaction).put(to_int(oid), to_int(serial or z64), Kind.STORE, data)
 
     def restore(
@@ -303,12 +305,15 @@ class RelStorage:
     def tpc_finish(self, transaction: Any, func: Callable[[bytes], Any] = lambda tid: None) -> bytes:
         """Commit; return the tid once the transaction is durable. ``func`` gets the tid before others can see it."""
         commit = self._in(transaction)
+        wrote = len(commit.staged.records) > 0
         with self._reader.held_back():
             try:
                 tid = commit.finish(func)
             finally:
                 self._end_commit()
-            self._reader.note_own(tid)
+            if wrote:
+                # Without history nothing records an empty transaction, and another may get its tid.
+                self._reader.note_own(tid)
         return to_bytes(tid)
 
     def tpc_abort(self, transaction: Any) -> None:

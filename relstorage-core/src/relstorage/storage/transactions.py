@@ -16,8 +16,8 @@ from ZODB.POSException import StorageError, UndoError
 
 from relstorage.database import Database
 from relstorage.database.commit import Kind, Metadata, StagedCommit
-from relstorage.errors import RelStorageError
-from relstorage.ids import to_bytes
+from relstorage.errors import Disconnected, RelStorageError
+from relstorage.ids import MAX_OID, to_bytes
 from relstorage.storage.conflicts import Resolver
 from relstorage.storage.removals import refuse_links_to_removed
 
@@ -37,6 +37,7 @@ class Commit:
         self.staged = StagedCommit(metadata, view, tid)
         self.blobs: Any = None
         self.voted = False
+        self._prepared = False
         self._database = database
         self._session: Any = None
         self._started = time.perf_counter()
@@ -48,6 +49,8 @@ class Commit:
     def put(self, oid: int, base: int, kind: Kind, state: bytes | None) -> None:
         """Stage one record."""
         self._must_not_have_voted()
+        if oid > MAX_OID:
+            raise StorageError(f"Object {oid:#x} cannot be stored: the largest object id is {MAX_OID:#x}.")
         known = self.staged.records.get(oid) if kind is Kind.DELETE or oid in self.staged.records else None
         if known is not None and (kind is Kind.DELETE) != (known.kind is Kind.DELETE):
             raise StorageError(f"Cannot both store and delete object {oid:#x} in one transaction.")
@@ -57,6 +60,12 @@ class Commit:
         """Stage the file of a blob, which belongs to the storage from now on."""
         self._must_not_have_voted()
         self.stage_blobs().add(oid, path)
+
+    def forget_blob(self, oid: int) -> None:
+        """Leave out the blob that an earlier undo of this transaction staged for an object."""
+        self.staged.blob_copies.pop(oid, None)
+        if self.blobs is not None:
+            self.blobs.remove(oid)
 
     def stage_blobs(self) -> Any:
         """Return the staged blob files, beginning them first."""
@@ -108,6 +117,7 @@ class Commit:
         if verdict.removals:
             refuse_links_to_removed(self._session, database.statements, staged, untransform)
         steps.prepare(self._session, staged, resolved)
+        self._prepared = True
         return resolved
 
     def _refuse_undo_of_packed(self) -> None:
@@ -121,8 +131,9 @@ class Commit:
 
         If the answer to the commit is lost, find out whether it happened before anything is reported or undone.
         """
-        if not self.voted:
-            raise StorageError("tpc_finish was called before tpc_vote.")
+        if not self._prepared:
+            self.abort()
+            raise StorageError("tpc_finish was called without a tpc_vote that succeeded.")
         database, staged = self._database, self.staged
         blobs = self.blobs
 
@@ -135,7 +146,9 @@ class Commit:
         try:
             tid = database.adapter.commit_steps.finish(self._session, staged, before_commit)
         except BaseException as error:
-            if staged.tid is None or not self._was_committed(staged.tid):
+            # Any other error says that nothing was kept; another transaction may have the tid by now.
+            uncertain = isinstance(error, Disconnected) or not isinstance(error, Exception)
+            if not uncertain or staged.tid is None or not self._was_committed(staged.tid):
                 self.abort()
                 raise
             tid = staged.tid
@@ -173,14 +186,19 @@ class Commit:
 
     def _complete(self, tid: int, blobs: Any) -> None:
         database, staged = self._database, self.staged
-        self._remember(tid)
-        if blobs is not None:
-            blobs.committed(tid)
+        try:
+            # First, so that abort below takes no blob back.
+            if blobs is not None:
+                blobs.committed(tid)
+            self._remember(tid)
+        except Exception:
+            # The transaction is durable, whatever fails now.
+            log.exception("Transaction %#x of %s was committed; what follows a commit failed", tid, database.adapter.name)
         if database.hooks.listens("relstorage_committed"):
             database.hooks.relstorage_committed(
                 tid=tid, oids_count=len(staged.records), seconds=time.perf_counter() - self._started
             )
-        self._end.close()
+        self.abort()
 
     def _remember(self, tid: int) -> None:
         if self.staged.restoring:
@@ -195,7 +213,10 @@ class Commit:
 
     def abort(self) -> None:
         """Undo everything. Never raise: the transaction that failed has an error of its own."""
-        self._end.close()
+        try:
+            self._end.close()
+        except Exception:
+            log.exception("Could not remove everything that a transaction on %s had staged", self._database.adapter.name)
 
     def _give_session_back(self) -> None:
         session, self._session = self._session, None

@@ -102,6 +102,7 @@ def undo(
         staged.append((oid, base, old_state, old_tid))
     for oid, base, state, old_tid in staged:
         commit.put(oid, base, Kind.UNDO, state)
+        commit.forget_blob(oid)
         if old_tid and session.row(sql.has_blob, (oid, old_tid)) is not None:
             commit.staged.blob_copies[oid] = old_tid
         elif old_tid:

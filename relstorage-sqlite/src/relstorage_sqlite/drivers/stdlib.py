@@ -76,7 +76,12 @@ class SqliteSession:
 
     @property
     def in_transaction(self) -> bool:
-        return not self.lost and self._connection.in_transaction
+        try:
+            return not self.lost and self._connection.in_transaction
+        except sqlite3.ProgrammingError:
+            # It was closed under us.
+            self.lost = True
+            return False
 
     # --- transactions
 
@@ -156,8 +161,9 @@ class SqliteSession:
                 parameters = self._arguments(statement, parameters)
             cursor = self._execute(statement.text, parameters)
             try:
-                while chunk := cursor.fetchmany(1000):
-                    yield from chunk
+                # Not "yield from", which would close the cursor before the line below can.
+                for row in cursor:
+                    yield row  # noqa: UP028 (see above)
             finally:
                 # A session that was closed before its stream has closed the cursor already.
                 with contextlib.suppress(sqlite3.Error):
