@@ -193,7 +193,8 @@ class Commit:
             self._remember(tid)
         except Exception:
             # The transaction is durable, whatever fails now.
-            log.exception("Transaction %#x of %s was committed; what follows a commit failed", tid, database.adapter.name)
+            name = database.adapter.name
+            log.exception("Transaction %#x of %s was committed; what follows a commit failed", tid, name)
         if database.hooks.listens("relstorage_committed"):
             database.hooks.relstorage_committed(
                 tid=tid, oids_count=len(staged.records), seconds=time.perf_counter() - self._started
@@ -216,7 +217,8 @@ class Commit:
         try:
             self._end.close()
         except Exception:
-            log.exception("Could not remove everything that a transaction on %s had staged", self._database.adapter.name)
+            name = self._database.adapter.name
+            log.exception("Could not remove everything that a transaction on %s had staged", name)
 
     def _give_session_back(self) -> None:
         session, self._session = self._session, None

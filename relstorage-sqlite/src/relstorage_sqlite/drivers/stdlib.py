@@ -162,8 +162,8 @@ class SqliteSession:
             cursor = self._execute(statement.text, parameters)
             try:
                 # Not "yield from", which would close the cursor before the line below can.
-                for row in cursor:
-                    yield row  # noqa: UP028 (see above)
+                for row in cursor:  # noqa: UP028 (see above)
+                    yield row
             finally:
                 # A session that was closed before its stream has closed the cursor already.
                 with contextlib.suppress(sqlite3.Error):
