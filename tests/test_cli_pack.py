@@ -119,6 +119,21 @@ def test_a_pack_that_is_stopped_says_how_to_go_on(place, monkeypatch):
     assert "run the same command again" in result.stderr
 
 
+def test_a_database_that_does_not_exist_is_not_made(place, tmp_path):
+    place.config.write_text(place.config.read_text().replace("/data", "/dtaa"))
+    result = place.pack()
+    assert result.exit_code == 1
+    assert "has no tables" in result.output
+    assert not (tmp_path / "dtaa").exists()
+
+
+def test_a_database_of_an_older_version_is_migrated_first(place, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "data" / "main.sqlite3")) as connection, connection:
+        for table in ("rs_meta", "rs_removed", "rs_pack_run", "rs_pack_garbage"):
+            connection.execute(f"DROP TABLE {table}")
+    assert place.report("-d", "0")["removed_objects"] == 1
+
+
 def test_days_must_be_a_number(place):
     assert place.pack("--days", "many").exit_code == 2
 

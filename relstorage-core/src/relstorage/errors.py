@@ -84,6 +84,10 @@ class SchemaMissing(LayoutError):
     """The tables do not exist and the options forbid creating them."""
 
 
+class SchemaOutdated(SchemaMissing):
+    """The tables are those of an older version, and the options forbid migrating them."""
+
+
 class OutOfSpace(RelStorageError):
     """The server or the disk has no room left; nothing of the transaction was kept."""
 

@@ -18,7 +18,7 @@ from relstorage.errors import (
     CorruptDatabase,
     NotADatabase,
     RelStorageError,
-    SchemaMissing,
+    SchemaOutdated,
     UnableToAcquireCommitLockError,
 )
 from relstorage.interfaces import ISchema
@@ -152,7 +152,7 @@ class SqliteSchema:
             seeds = session.script(_SEEDS_PRESERVING if self._keep_history else _SEEDS)
             if not seeds[0][0]:
                 if not create:
-                    raise SchemaMissing(
+                    raise SchemaOutdated(
                         f"Opening {self._path}: rows that the schema needs are missing, and create-schema is false. "
                         "Open it once with create-schema true."
                     )

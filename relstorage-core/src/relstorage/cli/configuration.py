@@ -14,6 +14,7 @@ import ZConfig
 
 from relstorage.cli.running import Unusable
 from relstorage.config.zconfig import RelStorageFactory
+from relstorage.errors import SchemaOutdated
 from relstorage.options import Options, declared
 
 _CONVERSION = """
@@ -72,12 +73,28 @@ class ConfiguredStorage:
         """Whether it is a ``<relstorage>`` section."""
         return isinstance(self.section, RelStorageFactory)
 
+    def existing(self) -> ConfiguredStorage:
+        """Return the same storage, to be opened only if its database exists. One of an older version is migrated."""
+        section = self.section
+        if not isinstance(section, RelStorageFactory):
+            return self
+
+        def factory() -> Any:
+            wanted = section.options
+            section.options = _with(wanted, create_schema=False)
+            try:
+                return self.factory()
+            except SchemaOutdated:
+                section.options = wanted
+                return self.factory()
+
+        return ConfiguredStorage(self.name, factory, section)
+
     def read_only(self) -> ConfiguredStorage:
         """Return the same storage, to be opened so that nothing in it changes, where its kind can do that."""
         section = self.section
         if isinstance(section, RelStorageFactory):
-            values = {each.name: getattr(section.options, each.name) for each in declared(Options)}
-            section.options = Options(**{**values, "read_only": True, "create_schema": False})
+            section.options = _with(section.options, read_only=True, create_schema=False)
         elif section is not None:
             inner = section.config
             while not hasattr(inner, "read_only") and hasattr(inner, "base"):
@@ -85,6 +102,10 @@ class ConfiguredStorage:
             if hasattr(inner, "read_only"):
                 inner.read_only = True
         return self
+
+
+def _with(options: Options, **changed: Any) -> Options:
+    return Options(**{**{each.name: getattr(options, each.name) for each in declared(Options)}, **changed})
 
 
 def conversion_storages(path: str) -> tuple[ConfiguredStorage, ConfiguredStorage]:

@@ -110,7 +110,7 @@ class Conversion:
     def __enter__(self) -> Conversion:
         self._open = ExitStack()
         try:
-            self._source = self._open.enter_context(self._source_section.opened())
+            self._source = self._open.enter_context(self._source_section.existing().opened())
             if not hasattr(self._source, "iterator"):
                 raise CopyError(f"Converting: the source, {_name(self._source)}, cannot list its transactions.")
         except BaseException:

@@ -76,7 +76,7 @@ def pack_storages(
     dangling = False
     only_looks = special in ("--check-refs-only", "--dry-run")
     for each in configured_storages(configuration):
-        result = _pack_one(each.read_only() if only_looks else each, t, special)
+        result = _pack_one(each.read_only() if only_looks else each.existing(), t, special)
         results.append(result)
         report = result["report"]
         dangling = dangling or bool(special == "--check-refs-only" and report and report["dangling_references"])

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from enum import Enum
 from typing import NamedTuple
 
-from relstorage.errors import NewerSchema, NotADatabase, SchemaMissing, WrongHistoryMode
+from relstorage.errors import NewerSchema, NotADatabase, SchemaMissing, SchemaOutdated, WrongHistoryMode
 
 #: The newest schema this version writes. 0 is what RelStorage 2.1 to 4.x left.
 SCHEMA_VERSION = 1
@@ -76,7 +76,7 @@ def require(layout: Layout, *, keep_history: bool, version: int, create: bool, n
             "at most. Nothing was changed. Install the version of relstorage-core that last wrote it, or a newer one."
         )
     if version < SCHEMA_VERSION and not create:
-        raise SchemaMissing(
+        raise SchemaOutdated(
             f"Opening {name}: its schema has version {version} and must become {SCHEMA_VERSION}, and create-schema "
             "is false. Open it once with create-schema true."
         )
