@@ -17,9 +17,8 @@ from hypothesis.stateful import (
 )
 
 from relstorage.cache import CODECS, open_cache
-from relstorage.cache.changelog import EVERYTHING
 from relstorage.cache.entries import OPEN, OVERHEAD
-from relstorage.ids import to_bytes
+from relstorage.ids import EVERYTHING, to_bytes
 
 OIDS = range(4)
 OBJECT_MAX = 800

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from relstorage.cache import CODECS, StateCache
-from relstorage.cache.changelog import EVERYTHING
 from relstorage.cache.entries import OVERHEAD
-from relstorage.ids import to_bytes
+from relstorage.ids import EVERYTHING, to_bytes
 
 MEGABYTE = 1_000_000
 

@@ -96,12 +96,11 @@ def test_a_commit_that_did_not_happen_leaves_nothing(db, connection):
 
 def test_without_an_answer_to_the_question_no_file_is_removed(db, connection, monkeypatch):
     database = db.storage.database
-    database.oids.new()  # so that none must be asked for below
 
     def unreachable():
         raise Disconnected("nobody answers")
 
-    monkeypatch.setattr(database.store_sessions, "session", unreachable)
+    monkeypatch.setattr(database.store_sessions, "snapshot", unreachable)
     with pytest.raises(Disconnected):
         commit_a_blob(db, connection, after=Disconnected("the answer was lost"))
     monkeypatch.undo()

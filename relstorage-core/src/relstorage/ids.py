@@ -19,6 +19,8 @@ to_bytes = _QUAD.pack
 MAX_OID = 2**63 - 1
 MAX_TID = 2**63 - 1
 ROOT_OID = 0
+#: What stands in a list of changes or removals for every object.
+EVERYTHING = -1
 
 
 def to_int(value: bytes) -> int:

@@ -11,9 +11,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-#: In the place of an oid: every object changed or vanished.
-EVERYTHING = -1
-
 
 class ChangeLog:
     """A bounded, ordered log of changes. It has no lock; its owner serialises every call."""

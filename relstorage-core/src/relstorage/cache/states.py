@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
-from .changelog import EVERYTHING, ChangeLog
+from ..ids import EVERYTHING
+from .changelog import ChangeLog
 from .codecs import Codec
 from .entries import AnyEntry, CompressedEntry, Entry
 from .eviction import Residents

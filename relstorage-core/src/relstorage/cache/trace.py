@@ -14,8 +14,7 @@ from struct import Struct
 from threading import Lock
 from typing import Any
 
-from ..ids import to_bytes, to_int
-from .changelog import EVERYTHING
+from ..ids import EVERYTHING, to_bytes, to_int
 from .states import StateCache
 
 _HEADER = Struct(">IiHQQ")

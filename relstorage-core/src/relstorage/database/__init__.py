@@ -13,6 +13,7 @@ from typing import Any
 
 from relstorage.database.oids import OidSupply
 from relstorage.database.sessions import SessionPool
+from relstorage.errors import DriverError
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,12 @@ class Database:
 
     def open_load_session(self) -> Any:
         """Return a session that a storage reads with for as long as it lives."""
+        if self.closed:
+            raise DriverError(f"Reading from {self.adapter.name}: the database was closed in this process.")
         return self.adapter.open_session("load")
 
     def close(self) -> None:
-        """Release everything. Storages that are still open can no longer reach the database."""
+        """Release everything. Storages that are still open can end what they have begun, and begin nothing new."""
         with self._lock:
             if self.closed:
                 return

@@ -270,7 +270,7 @@ class DirectCommit:
         if commit.restoring and tid <= newest:
             # Polls ask for larger tids only, so they would never see this one: tell them that everything may have
             # changed.
-            session.run(sql.note_removed, (-1, ids.next_tid(newest)))
+            session.run(sql.note_removed, (ids.EVERYTHING, ids.next_tid(newest)))
 
     def _with_old_blobs(self, commit: StagedCommit) -> list[int]:
         """Return the objects that may have a blob which this commit replaces. A new object has none, which is worth

@@ -12,6 +12,7 @@ from typing import Any
 from relstorage.database import Database
 from relstorage.database.commit import Metadata, blob_chunks
 from relstorage.errors import Disconnected
+from relstorage.ids import EVERYTHING
 
 #: States of one transaction are sent together, up to about this many bytes.
 _TOGETHER = 1 << 20
@@ -72,7 +73,7 @@ class Restoration:
         self._send_states()
         if self._tid <= self._newest and not self._told_readers:
             # Polls ask for larger tids only, so they would never see this one: tell them that all may have changed.
-            self._session.run(self._sql.note_removed, (-1, self._chosen))
+            self._session.run(self._sql.note_removed, (EVERYTHING, self._chosen))
             self._told_readers = True
         self._ended.append((self._tid, self._blobs, self._records, time.perf_counter() - self._began))
         self._blobs = None

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from relstorage.errors import DriverError
+
 
 class SessionPool:
     """Sessions of one role, shared by the threads of a process."""
@@ -21,6 +23,8 @@ class SessionPool:
     def take(self) -> Any:
         """Return a session that nobody else uses, opening one if none is idle."""
         with self._lock:
+            if self._closed:
+                raise DriverError("The database was closed in this process; open it again.")
             if self._idle:
                 return self._idle.pop()
         return self._open()
@@ -42,6 +46,13 @@ class SessionPool:
             yield session
         finally:
             self.give_back(session)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Any]:
+        """Use a session in a snapshot of its own, for what is to show the newest state rather than a storage's view."""
+        with self.session() as session:
+            session.begin_snapshot()
+            yield session
 
     def close(self) -> None:
         """Close what is idle, and what is given back later."""

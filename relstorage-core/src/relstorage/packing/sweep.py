@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from relstorage.errors import MarkIncomplete
-from relstorage.ids import tid_at
+from relstorage.ids import EVERYTHING, tid_at
 from relstorage.packing.progress import Reporter
 from relstorage.packing.rescue import OIDS, Rescue, chunks, find_rescue
 
@@ -226,7 +226,7 @@ def finish(session: Any, adapter: Any, run: Run) -> None:
     horizon = tid_at(time.time() - REMEMBER_SECONDS)
     if session.run(sql.prune_removed, (horizon,)):
         # Whoever has not polled since then must take everything for changed.
-        session.run(sql.note_removed, (-1, horizon))
+        session.run(sql.note_removed, (EVERYTHING, horizon))
     session.run(sql.pack_phase, (run.run, DONE))
     session.commit()
 

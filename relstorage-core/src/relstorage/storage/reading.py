@@ -14,11 +14,9 @@ from typing import Any
 from ZODB.POSException import POSKeyError
 
 from relstorage.errors import RelStorageError, SnapshotLost
-from relstorage.ids import MAX_OID, to_bytes
+from relstorage.ids import EVERYTHING, MAX_OID, to_bytes
 from relstorage.storage.readahead import ReadAhead
 
-#: The oid in a list of changes that stands for every object.
-EVERYTHING = -1
 
 class Reader:
     """The reading half of one storage."""

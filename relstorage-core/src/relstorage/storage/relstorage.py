@@ -20,7 +20,7 @@ from zope.interface import alsoProvides, implementer
 from relstorage import packing
 from relstorage.database import Database
 from relstorage.database.commit import Kind, Metadata
-from relstorage.ids import MAX_TID, seconds_at, to_bytes, to_int, unpack
+from relstorage.ids import EVERYTHING, MAX_TID, seconds_at, to_bytes, to_int, unpack
 from relstorage.storage import undo as undoing
 from relstorage.storage.conflicts import Resolver
 from relstorage.storage.copying import BatchTarget, copy_transactions
@@ -98,7 +98,7 @@ class RelStorage:
         return self._database.adapter.size()
 
     def __len__(self) -> int:
-        with self._fresh_snapshot() as session:
+        with self._database.store_sessions.snapshot() as session:
             return session.row(self._statements.object_count)[0]
 
     def lastTransaction(self) -> bytes:
@@ -174,9 +174,6 @@ class RelStorage:
         """End the snapshot: between transactions the connection is idle."""
         self._reader.end()
 
-    def _fresh_snapshot(self) -> Any:
-        return _short_snapshot(self._database)
-
     # --- reading
 
     def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
@@ -205,7 +202,7 @@ class RelStorage:
     def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
         """Return descriptions of the newest revisions of an object, newest first."""
         number = to_int(oid)
-        with self._fresh_snapshot() as session:
+        with self._database.store_sessions.snapshot() as session:
             rows = session.rows(self._statements.history, (number, size))
         if not rows:
             raise POSKeyError(oid)
@@ -351,7 +348,7 @@ class RelStorage:
             if blobs is not None and not blobs.kept_in_database:
                 commit.stage_blobs().add_revision(oid, from_tid)
 
-        with self._fresh_snapshot() as session:
+        with self._database.store_sessions.snapshot() as session:
             oids = undoing.undo(
                 session,
                 self._statements,
@@ -366,7 +363,7 @@ class RelStorage:
         self, first: int = 0, last: int = -20, filter: Callable[[dict[str, Any]], Any] | None = None
     ) -> list[dict[str, Any]]:
         """Return descriptions of undoable transactions, newest first."""
-        with self._fresh_snapshot() as session:
+        with self._database.store_sessions.snapshot() as session:
             return undoing.undo_log(session, self._statements, first, last, filter)
 
     def undoInfo(
@@ -473,7 +470,7 @@ class RelStorage:
             tid = database.adapter.commit_steps.lock_and_choose_tid(session)
             database.adapter.schema.zap(session)
             session.run(self._statements.prune_removed, (tid,))
-            session.run(self._statements.note_removed, (-1, tid))
+            session.run(self._statements.note_removed, (EVERYTHING, tid))
             if reset_oid:
                 session.run(self._statements.set_meta, ("reserved_oid", "0"))
             session.commit()
@@ -501,22 +498,3 @@ def _history_entry(oid: int, tid: int, username: Any, description: Any, extensio
         rs_oid_int=oid,
     )
     return entry
-
-
-class _short_snapshot:
-    """A pooled session in a snapshot of its own, for calls that show the newest state rather than the view."""
-
-    def __init__(self, database: Database):
-        self._pool = database.store_sessions
-
-    def __enter__(self) -> Any:
-        self._session = self._pool.take()
-        try:
-            self._session.begin_snapshot()
-        except BaseException:
-            self._pool.give_back(self._session)
-            raise
-        return self._session
-
-    def __exit__(self, *exc: Any) -> None:
-        self._pool.give_back(self._session)

@@ -13,13 +13,11 @@ from typing import Any
 
 from relstorage.database.commit import Kind, StagedCommit
 from relstorage.errors import RemovedReferenceError, UnreadableState
-from relstorage.ids import MAX_OID, to_bytes
+from relstorage.ids import EVERYTHING, MAX_OID, to_bytes
 from relstorage.references import possible_references, references
 
 #: How many oids one query is asked about.
 CHUNK = 10_000
-#: The oid in the list of removals that stands for every object.
-EVERYTHING = -1
 
 
 def refuse_links_to_removed(

@@ -166,8 +166,7 @@ class Commit:
             return False
         database = self._database
         try:
-            with database.store_sessions.session() as session:
-                session.begin_snapshot()
+            with database.store_sessions.snapshot() as session:
                 return session.row(database.statements.has_transaction, (tid,)) is not None
         except RelStorageError:
             self._leave()

@@ -27,6 +27,9 @@ from relstorage.interfaces import IDriver, ISession
 from relstorage.sql import Statement
 from relstorage_sqlite.drivers.settings import SessionSettings
 
+#: To how many bytes the log is cut after a long reader, or a large transaction, made it grow.
+LARGEST_IDLE_LOG = 64 << 20
+
 # Primary result codes, https://www.sqlite.org/rescode.html
 _FAILURES = {
     5: Failure.LOCK_TIMEOUT,  # BUSY
@@ -261,6 +264,7 @@ class StdlibDriver:
             timeout=settings.lock_timeout,
         )
         if role != "schema":
+            connection.execute(f"PRAGMA journal_size_limit = {LARGEST_IDLE_LOG}").close()
             for name, value in settings.pragmas.items():
                 connection.execute(f"PRAGMA {name} = {value}").close()
             connection.execute(f"PRAGMA synchronous = {settings.synchronous_for(role)}").close()
