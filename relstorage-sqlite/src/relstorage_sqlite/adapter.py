@@ -41,10 +41,25 @@ class SqliteAdapter:
         self._driver = driver
         self._settings = settings
         self._oids = OidRanges(os.path.join(data_dir, SHADOW))
-        self.schema = SqliteSchema(settings.path, keep_history, self.open_session, settings.lock_timeout)
+        #: The session that prepared the schema, until another one is open.
+        self._first: Any = None
+        self.schema = SqliteSchema(
+            settings.path, keep_history, self.open_session, settings.lock_timeout, self._keep_for_a_while
+        )
 
     def open_session(self, role: str) -> Any:
-        return self._driver.open_session(self._settings, role)
+        session = self._driver.open_session(self._settings, role)
+        self._let_go_of_first()
+        return session
+
+    def _keep_for_a_while(self, session: Any) -> None:
+        # When the last connection closes, SQLite removes the log, only to make it anew for the next.
+        self._first = session
+
+    def _let_go_of_first(self) -> None:
+        session, self._first = self._first, None
+        if session is not None:
+            session.close()
 
     def reserve_oids(self, session: Any, count: int, at_least: int = 0) -> range:
         return self._oids.reserve(session, count, at_least)
@@ -79,4 +94,5 @@ class SqliteAdapter:
         return total
 
     def close(self) -> None:
-        """Nothing is kept here beyond the sessions, which their users close."""
+        """Close the session that is left from opening; the others are closed by their users."""
+        self._let_go_of_first()

@@ -109,9 +109,20 @@ def _statements(script: str) -> list[str]:
 
 @implementer(ISchema)
 class SqliteSchema:
-    """Prepares one file. ``open_session`` opens a session in a role; 'schema' may create the file."""
+    """Prepares one file. ``open_session`` opens a session in a role; 'schema' may create the file.
 
-    def __init__(self, path: str, keep_history: bool, open_session: Callable[[str], Any], lock_timeout: float):
+    ``dismiss`` gets the session when it has done its work.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        keep_history: bool,
+        open_session: Callable[[str], Any],
+        lock_timeout: float,
+        dismiss: Callable[[Any], None],
+    ):
+        self._dismiss = dismiss
         self._path = path
         self._keep_history = keep_history
         self._open = open_session
@@ -130,9 +141,12 @@ class SqliteSchema:
                 self._use_wal(session)
             if version < SCHEMA_VERSION:
                 self._migrate(session, create)
-            return self._identity(session)
-        finally:
+            identity = self._identity(session)
+        except BaseException:
             session.close()
+            raise
+        self._dismiss(session)
+        return identity
 
     def _detect(self, session: Any, create: bool) -> int:
         """Return the schema version, 0 where something must be added; raise where it cannot be opened."""

@@ -95,8 +95,9 @@ def mark(
     graph, newest, sizes, roots = Graph(), array("q"), array("q"), [ROOT_OID]
     unreadable: list[tuple[int, bytes]] = []
     with closing(session.stream(sql.all_revisions)) as rows:
-        for done, (oid, revisions) in enumerate(groupby(rows, itemgetter(0)), 1):
-            targets, tid, size, is_root, lives = _object(oid, revisions, result, find, unreadable)
+        for done, (oid, group) in enumerate(groupby(rows, itemgetter(0)), 1):
+            revisions = list(group)
+            targets, tid, size, lives = _object(oid, revisions, result, find, unreadable)
             if not lives:
                 # Deleted before the pack's tid, and not made again.
                 result.add_garbage(oid, tid, True, size)
@@ -104,9 +105,10 @@ def mark(
             graph.add(oid, targets)
             newest.append(tid)
             sizes.append(size)
-            if is_root:
+            if tid > result.pack_tid:
                 roots.append(oid)
-            reporter.report(done)
+            if not done & 0xFF:
+                reporter.report(done)
     graph.freeze()
     _rescue_unreadable(graph, unreadable)
     result.objects = len(graph)
@@ -126,12 +128,16 @@ def mark(
 
 def _object(
     oid: int,
-    revisions: Iterator[Any],
+    revisions: list[Any],
     result: Mark,
     find: Callable[[bytes], list[int]],
     unreadable: list[tuple[int, bytes]],
-) -> tuple[list[int], int, int, bool, bool]:
-    """Return an object's references, newest tid, size, whether it is a root, and whether it lives."""
+) -> tuple[list[int], int, int, bool]:
+    """Return an object's references, newest tid, size, and whether it lives."""
+    if len(revisions) == 1 and revisions[0][2]:
+        # Most objects: what they have is kept, whichever side of the pack's tid it is on.
+        _, tid, state = revisions[0]
+        return _references(oid, tid, state, result, find, unreadable), tid, len(state), True
     pack_tid = result.pack_tid
     targets: list[int] = []
     at_pack: Any = None
@@ -148,7 +154,7 @@ def _object(
         if at_pack[2]:
             later.append(at_pack)
         elif not later:
-            return targets, at_pack[1], 0, False, False
+            return targets, at_pack[1], 0, False
         else:
             result.add_garbage(oid, at_pack[1], False, 0)
     newest = 0
@@ -157,16 +163,26 @@ def _object(
         if not state:
             continue
         size += len(state)
-        try:
-            targets += find(state)
-        except UnreadableState:
-            result.note_broken(oid, tid, state)
-            _require_searchable(oid, state)
-            unreadable.append((oid, state))
-    if len(later) > 1:
-        # Revisions of one object mostly refer to the same.
-        targets = list(set(targets))
-    return targets, newest, size, newest > pack_tid, True
+        targets += _references(oid, tid, state, result, find, unreadable)
+    # Revisions of one object mostly refer to the same.
+    return list(set(targets)), newest, size, True
+
+
+def _references(
+    oid: int,
+    tid: int,
+    state: bytes,
+    result: Mark,
+    find: Callable[[bytes], list[int]],
+    unreadable: list[tuple[int, bytes]],
+) -> list[int]:
+    try:
+        return find(state)
+    except UnreadableState:
+        result.note_broken(oid, tid, state)
+        _require_searchable(oid, state)
+        unreadable.append((oid, state))
+        return []
 
 
 def _require_searchable(oid: int, state: bytes) -> None:

@@ -21,10 +21,10 @@ from relstorage.packing.sweep import (
     MARKED,
     MARKING,
     SWEEPING,
+    Courtesy,
     Run,
     Sweep,
     finish,
-    let_others_in,
     newest_run,
     remove_orphaned_blobs,
 )
@@ -165,6 +165,7 @@ class _Pack:
     ):
         self._database = database
         self._collect = collect
+        self._courtesy = Courtesy()
         self._sql = database.statements
         self._find = find
         self._reporter = reporter
@@ -215,7 +216,7 @@ class _Pack:
         began = time.monotonic()
         yield
         self._session.commit()
-        let_others_in(time.monotonic() - began)
+        self._courtesy.after(time.monotonic() - began)
 
     def _begin_run(self) -> int:
         session, sql = self._session, self._sql

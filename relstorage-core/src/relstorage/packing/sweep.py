@@ -37,9 +37,18 @@ FILES, FILES_UNDER_LOCK = 1000, 100
 REMEMBER_SECONDS = 7 * 24 * 3600
 
 
-def let_others_in(held: float) -> None:
-    """Leave the commit lock alone for as long as it was held, in seconds, or for ``PAUSE_SECONDS``."""
-    time.sleep(min(held, PAUSE_SECONDS))
+class Courtesy:
+    """Leaves the commit lock alone for ``PAUSE_SECONDS`` each time it was held for twice as long or longer."""
+
+    def __init__(self) -> None:
+        self._held = 0.0
+
+    def after(self, held: float) -> None:
+        """Pause if it is time to, after a transaction that held the lock for so many seconds."""
+        self._held += held
+        if self._held >= 2 * PAUSE_SECONDS:
+            self._held = 0.0
+            time.sleep(PAUSE_SECONDS)
 
 
 class Run(NamedTuple):
@@ -81,6 +90,7 @@ class Sweep:
         self._batch_seconds = min(BATCH_SECONDS, batch_seconds)
         #: How long the last transaction held the lock.
         self._held = 0.0
+        self._courtesy = Courtesy()
         self.objects = 0
         self.revisions = 0
         self.rescued = 0
@@ -128,7 +138,7 @@ class Sweep:
         start: int | None = 0
         while start is not None and steps:
             start = self._in_transaction(partial(window, start))
-            let_others_in(self._held)
+            self._courtesy.after(self._held)
 
     # --- what became reachable since the mark
 
@@ -188,7 +198,7 @@ class Sweep:
                 limit *= 2
             elif self._held > self._batch_seconds:
                 limit = max(limit // 2, 1)
-            let_others_in(self._held)
+            self._courtesy.after(self._held)
 
     def _batch(self, run: Run, limit: int, removed: int, tid: int) -> int:
         """Remove what is next on the list; return how much it was."""

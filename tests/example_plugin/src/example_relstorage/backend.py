@@ -51,7 +51,9 @@ class FileAdapter:
         self.keep_history = keep_history
         self.statements = statements(keep_history)
         self.commit_steps = DirectCommit(self.statements, blob_chunk_size)
-        self.schema = SqliteSchema(path, keep_history, self.open_session, settings.lock_timeout)
+        self.schema = SqliteSchema(
+            path, keep_history, self.open_session, settings.lock_timeout, lambda session: session.close()
+        )
         self._path = path
         self._driver = driver
         self._settings = settings
