@@ -187,6 +187,8 @@ class CacheMachine(RuleBasedStateMachine):
             # A poll that asked from above the horizon, as one that was under way while another thread cleared.
             since = min(self.cache.horizon + 2, self.database.last)
             self.viewers[number].poll = (since, self.database.last, self.database.poll(since, self.database.last))
+            # Clearing takes the views with it: nobody asks for the changes since one from before.
+            self.viewers[number].view = None
         else:
             self.cache.clear()
             for viewer in self.viewers:
