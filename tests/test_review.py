@@ -786,3 +786,15 @@ def compare_histories(storage, theirs, oids, tids):
     assert transactions_of(storage) == transactions_of(theirs)
     assert storage.lastTransaction() == theirs.lastTransaction()
     assert len(storage) == len(theirs)
+
+
+@MODES
+def test_a_storage_that_is_dropped_leaves_no_connection_behind(open_storage, keep_history):
+    storage = open_storage(keep_history)
+    commit(storage, (p64(1), z64, state(1)))
+    dropped = storage.new_instance()
+    dropped.poll_invalidations()
+    session = dropped._reader._session
+    del dropped
+    gc.collect()
+    assert session.lost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ class SessionPool:
         self._open = open_session
         self._keep = keep
         self._idle: list[Any] = []
+        # So that a database that is dropped without being closed leaves no connection behind.
+        weakref.finalize(self, _close_all, self._idle)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -58,6 +61,11 @@ class SessionPool:
         """Close what is idle, and what is given back later."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for session in idle:
-            session.close()
+            idle = self._idle[:]
+            self._idle.clear()
+        _close_all(idle)
+
+
+def _close_all(sessions: list[Any]) -> None:
+    for session in sessions:
+        session.close()

@@ -7,6 +7,7 @@ every load answers as of that moment. Without a snapshot, each call reads the ne
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,6 +66,8 @@ class Reader:
         session = self._session
         if session is None or session.lost:
             session = self._session = self._open_session()
+            # A storage that is dropped without being released leaves no connection behind.
+            weakref.finalize(self, session.close)
         cache, sql = self._cache, self._sql
         # Read before the snapshot begins: the snapshot then contains everything up to it.
         horizon = cache.horizon
