@@ -282,15 +282,25 @@ def test_a_directory_that_cannot_be_written_is_reported_and_left_alone(open_stor
     assert digest(place) == before
 
 
-def test_a_full_disk_loses_nothing_and_says_so(tmp_path, keep_history):
-    disk = tmp_path / "disk"
-    disk.mkdir()
+@contextmanager
+def small_disk(path, size):
+    """Mount a file system of this size for the length of a block; skip where that cannot be done."""
+    if shutil.which("mount") is None:
+        pytest.skip("mounting a small disk needs the program mount (Debian's package of the same name)")
+    path.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting a small disk needs root: " + mounted.stderr.decode(errors="replace").strip())
     try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_loses_nothing_and_says_so(tmp_path, keep_history):
+    with small_disk(tmp_path / "disk", "2m") as disk:
         storage = relstorage.open("sqlite", data_dir=str(disk), keep_history=keep_history)
         made = []
         with pytest.raises(OutOfSpace, match="disk is full"):
@@ -305,24 +315,13 @@ def test_a_full_disk_loses_nothing_and_says_so(tmp_path, keep_history):
         storage = relstorage.open("sqlite", data_dir=str(disk), keep_history=keep_history)
         assert len(storage) == len(made)
         storage.close()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_disk_that_is_full_from_the_beginning_is_reported(tmp_path, keep_history):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root: " + mounted.stderr.decode(errors="replace").strip())
-    try:
+    with small_disk(tmp_path / "disk", "16k") as disk:
         (disk / "filler").write_bytes(b"x" * 8192)
         with pytest.raises((OutOfSpace, RelStorageError)):
             relstorage.open("sqlite", data_dir=str(disk), keep_history=keep_history)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 # --- the tables
