@@ -77,6 +77,8 @@ class Spool:
         self._limit = limit
         self._held = 0
         self._file: BinaryIO | None = None
+        #: The records in oid order, from the first time that is asked for until the next ``put``: a commit asks often.
+        self._sorted: list[tuple[int, tuple[int, Kind, bytes | _Slice | None]]] | None = None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -86,7 +88,12 @@ class Spool:
 
     def oids(self) -> list[int]:
         """Return the oids in ascending order, the order in which rows are locked."""
-        return sorted(self._records)
+        return [oid for oid, _ in self._ordered()]
+
+    def _ordered(self) -> list[tuple[int, tuple[int, Kind, bytes | _Slice | None]]]:
+        if self._sorted is None:
+            self._sorted = sorted(self._records.items())
+        return self._sorted
 
     def put(self, oid: int, base: int, kind: Kind, state: bytes | None) -> None:
         """Stage a record; a later one for the same object replaces the earlier."""
@@ -96,6 +103,7 @@ class Spool:
             if self._held > self._limit:
                 kept = self._spill(state)
         self._records[oid] = (base, kind, kept)
+        self._sorted = None
 
     def _spill(self, state: bytes) -> _Slice:
         if self._file is None:
@@ -118,28 +126,29 @@ class Spool:
 
     def __iter__(self) -> Iterator[Staged]:
         """Iterate in oid order."""
-        for oid, (base, kind, kept) in sorted(self._records.items()):
+        for oid, (base, kind, kept) in self._ordered():
             yield Staged(oid, base, kind, self._state(kept))
 
     def bases(self) -> Iterator[tuple[int, int, Kind]]:
         """Iterate over (oid, base, kind) in oid order without reading states."""
-        for oid, (base, kind, _) in sorted(self._records.items()):
+        for oid, (base, kind, _) in self._ordered():
             yield oid, base, kind
 
     def rows(self, tid: int, count: int) -> Iterator[tuple[Any, ...]]:
         """Iterate over the first ``count`` of (oid, tid, state) in oid order, leaving out removals."""
-        for oid, (_, _, kept) in sorted(self._records.items()):
+        for oid, (_, _, kept) in self._ordered():
             if kept is not None:
                 row = (oid, tid, kept if type(kept) is bytes else self._state(kept))
                 yield row if count == 3 else row[:count]
 
     def removals(self) -> list[int]:
         """Return the oids of staged removals in order."""
-        return sorted(oid for oid, record in self._records.items() if record[2] is None)
+        return [oid for oid, record in self._ordered() if record[2] is None]
 
     def close(self) -> None:
         """Forget everything."""
         self._records.clear()
+        self._sorted = None
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -51,7 +51,7 @@ class Commit:
         self._must_not_have_voted()
         if oid > MAX_OID:
             raise StorageError(f"Object {oid:#x} cannot be stored: the largest object id is {MAX_OID:#x}.")
-        known = self.staged.records.get(oid) if kind is Kind.DELETE or oid in self.staged.records else None
+        known = self.staged.records.get(oid)
         if known is not None and (kind is Kind.DELETE) != (known.kind is Kind.DELETE):
             raise StorageError(f"Cannot both store and delete object {oid:#x} in one transaction.")
         self.staged.records.put(oid, base, kind, state)
