@@ -28,7 +28,7 @@ from relstorage.sql import Statement
 from relstorage_sqlite.drivers.settings import SessionSettings
 
 #: Set before those of the options. The log is copied into the main file every 8000 pages: SQLite's default of 1000
-#: makes a commit a sixth slower. It is cut to 64 MB after a long reader, or a large transaction, made it grow.
+#: makes a commit about a fifth slower. It is cut to 64 MB after a long reader, or a large transaction, made it grow.
 WRITER_PRAGMAS = {"wal_autocheckpoint": "8000", "journal_size_limit": str(64 << 20)}
 
 # Primary result codes, https://www.sqlite.org/rescode.html
