@@ -61,10 +61,15 @@ def parse_contender(text: str) -> Contender:
 
 
 def parse_floor(text: str) -> Contender:
-    """Read the floor ``sqlite3:SYNCHRONOUS`` (bare statements) or ``zodb:SYNCHRONOUS`` (the thinnest storage)."""
-    kind, _, synchronous = text.partition(":")
-    if kind not in ("sqlite3", "zodb") or synchronous not in ("OFF", "NORMAL", "FULL", "EXTRA"):
-        raise ValueError(f"a floor is sqlite3:NORMAL, sqlite3:FULL, zodb:NORMAL or zodb:FULL, not {text!r}")
+    """Read the floor ``sqlite3:SYNCHRONOUS``, ``libpq:CONNINFO`` (bare statements) or ``zodb:SYNCHRONOUS`` (the
+    thinnest storage)."""
+    kind, _, argument = text.partition(":")
+    if kind == "libpq" and argument:
+        return Contender("floor libpq", "", sys.executable, floor=text)  # a name tells no password
+    if kind not in ("sqlite3", "zodb") or argument not in ("OFF", "NORMAL", "FULL", "EXTRA"):
+        raise ValueError(
+            f"a floor is sqlite3:NORMAL, sqlite3:FULL, zodb:NORMAL, zodb:FULL or libpq:CONNINFO, not {kind}:..."
+        )
     return Contender(f"floor {text}", "", sys.executable, floor=text)
 
 
@@ -122,6 +127,7 @@ class Place:
             cache=self._values["CACHE"],
             sizes=self._sizes,
             workload=self._workload,
+            name=self._values["NAME"],
             floor=self._contender.floor,
         )
 

@@ -144,7 +144,9 @@ def _gather(contender: tuple[str, ...], floor: tuple[str, ...], **commands: tupl
 
 @click.command(context_settings={"max_content_width": 120})
 @click.option("--contender", multiple=True, metavar="NAME=CONFIG[@PYTHON]", help="A ZConfig file and who opens it.")
-@click.option("--floor", multiple=True, metavar="KIND:SYNCHRONOUS", help="The least: sqlite3:FULL or zodb:FULL.")
+@click.option(
+    "--floor", multiple=True, metavar="KIND:ARGUMENT", help="The least: sqlite3:FULL, zodb:FULL or libpq:CONNINFO."
+)
 @click.option("--baseline", metavar="NAME", help="What ratios refer to (default: the first contender).")
 @click.option("--server", multiple=True, metavar="NAME=COMMAND", help="Run COMMAND beside each database of NAME.")
 @click.option("--before", multiple=True, metavar="NAME=COMMAND", help="Run COMMAND before a database of NAME is used.")

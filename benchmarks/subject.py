@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +160,11 @@ class Subject:
         os.makedirs(self.cache)
 
 
+def make_subject(order: Mapping[str, Any]) -> Subject:
+    """Return what the driver's order describes."""
+    return Subject(order["config"], order["directory"], order["cache"], Sizes(**order["sizes"]))
+
+
 def tree(objects: list[Payload]) -> Container:
     """Arrange *objects* below one container, a hundred to each inner one."""
     inner = [Container(objects[start : start + FAN_OUT]) for start in range(0, len(objects), FAN_OUT)]
@@ -172,7 +177,9 @@ def leaves(connection: Connection, name: str) -> list[Persistent]:
 
 
 def record_count(storage: Any) -> int:
-    """Count the current records of a storage."""
+    """Count the current records of a storage; one that cannot list them is asked how many there are."""
+    if not hasattr(storage, "record_iternext"):
+        return len(storage)
     count, cookie = 0, None
     while True:
         *_, cookie = storage.record_iternext(cookie)

@@ -48,9 +48,9 @@ class StorageWork:
     def __init__(self, order: Mapping[str, Any]) -> None:
         import workloads
         import writers
-        from subject import Sizes, Subject
+        from subject import make_subject
 
-        self._subject = Subject(order["config"], order["directory"], order["cache"], Sizes(**order["sizes"]))
+        self._subject = make_subject(order)
         self._workload = {**workloads.WORKLOADS, **writers.WORKLOADS}[order["workload"]]
 
     def prepare(self) -> None:

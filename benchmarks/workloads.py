@@ -94,7 +94,7 @@ def cold(subject: Subject, watch: Stopwatch) -> None:
 def prefetch(subject: Subject, watch: Stopwatch) -> None:
     subject.empty_cache_directory()
     with subject.database() as db, subject.connection(db) as connection:
-        if not hasattr(db.storage, "prefetch"):
+        if not (hasattr(db.storage, "prefetch") or hasattr(type(connection._storage), "prefetch")):
             raise NotAvailable("the storage has no prefetch")
         objects = leaves(connection, "objects")
         with watch(len(objects)):

@@ -3,25 +3,29 @@ database, and starts every round with one line; each child answers with the time
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench_objects import Container, Counter, Payload
-from subject import NotAvailable, Sizes, Stopwatch, Subject, WrongResult
+from subject import NotAvailable, Sizes, Stopwatch, Subject, WrongResult, make_subject
 from transaction.interfaces import TransientError
 from workloads import Workload
 from zc.lockfile import LockError
+
+Step = Callable[[], None]
 
 
 class Writers:
     """A group of writing processes, idle between rounds."""
 
-    def __init__(self, subject: Subject, task: str, count: int) -> None:
+    def __init__(self, order: Mapping[str, Any], cleanup: contextlib.ExitStack, task: str, count: int) -> None:
         worker = str(Path(__file__).with_name("worker.py"))
         self.rounds = 0
         self.count = count
@@ -30,17 +34,9 @@ class Writers:
             process = subprocess.Popen(
                 [sys.executable, worker, "--writer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            subject.cleanup.callback(_stop, process)
+            cleanup.callback(_stop, process)
             self._processes.append(process)
-            order = {
-                "config": subject.config,
-                "directory": subject.directory,
-                "cache": subject.cache,
-                "sizes": asdict(subject.sizes),
-                "task": task,
-                "number": number,
-            }
-            _send(process, order)
+            _send(process, {**order, "task": task, "number": number})
         for process in self._processes:
             _receive(process)
 
@@ -98,15 +94,12 @@ def serve_writer() -> None:
 
     order = json.loads(sys.stdin.readline())
     sizes = Sizes(**order["sizes"])
-    subject = Subject(order["config"], order["directory"], order["cache"], sizes)
-    try:
-        db = subject.open_database()
-    except LockError:
-        answer(not_available="only one process can open the database")
-        return
-    with subject.connection(db) as connection:
-        task = TASKS[order["task"]](subject, connection, order["number"])
-        connection.transaction_manager.abort()
+    with contextlib.ExitStack() as cleanup:
+        try:
+            step = cleanup.enter_context(_writer(order, sizes))
+        except LockError:
+            answer(not_available="only one process can open the database")
+            return
         answer(ready=True)
         for _ in sys.stdin:
             latencies = []
@@ -114,17 +107,42 @@ def serve_writer() -> None:
             while len(latencies) < sizes.writer_commits:
                 start = time.perf_counter()
                 while True:
-                    connection.transaction_manager.begin()
                     try:
-                        task()
-                        connection.transaction_manager.commit()
+                        step()
                         break
                     except TransientError:
-                        connection.transaction_manager.abort()
                         retries += 1
                 latencies.append(time.perf_counter() - start)
             answer(finished=time.perf_counter(), latencies=latencies, retries=retries)
-    db.close()
+
+
+def _writer(order: Mapping[str, Any], sizes: Sizes) -> contextlib.AbstractContextManager[Step]:
+    if order.get("floor"):
+        from floor import writer
+
+        return writer(order, sizes)
+    return _storage_writer(order)
+
+
+@contextlib.contextmanager
+def _storage_writer(order: Mapping[str, Any]) -> Iterator[Step]:
+    """Offer one transaction, tried once, on a storage that ZConfig opens."""
+    subject = make_subject(order)
+    with subject.database() as db, subject.connection(db) as connection:
+        task = TASKS[order["task"]](subject, connection, order["number"])
+        manager = connection.transaction_manager
+        manager.abort()
+
+        def step() -> None:
+            manager.begin()
+            try:
+                task()
+                manager.commit()
+            except TransientError:
+                manager.abort()
+                raise
+
+        yield step
 
 
 def _disjoint_task(subject: Subject, connection: Any, number: int) -> Any:
@@ -153,7 +171,7 @@ def _prepare_disjoint(count: int) -> Any:
         with subject.database() as db, subject.connection(db) as connection:
             connection.root()["writers"] = Container([Payload(subject.data()) for _ in range(count)])
             connection.transaction_manager.commit()
-        return Writers(subject, "disjoint", count)
+        return _start(subject, "disjoint", count)
 
     return prepare
 
@@ -162,7 +180,17 @@ def _prepare_counter(subject: Subject) -> Writers:
     with subject.database() as db, subject.connection(db) as connection:
         connection.root()["counter"] = Counter()
         connection.transaction_manager.commit()
-    return Writers(subject, "counter", 4)
+    return _start(subject, "counter", 4)
+
+
+def _start(subject: Subject, task: str, count: int) -> Writers:
+    order = {
+        "config": subject.config,
+        "directory": subject.directory,
+        "cache": subject.cache,
+        "sizes": asdict(subject.sizes),
+    }
+    return Writers(order, subject.cleanup, task, count)
 
 
 def writers_disjoint(subject: Subject, watch: Stopwatch) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".venvs"
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
-DISTRIBUTIONS = ("relstorage-core", "relstorage-sqlite")
+DISTRIBUTIONS = ("relstorage-core", "relstorage-sqlite", "relstorage-postgresql")
 OLDEST = (3, 10)
 NEWEST = (3, 13)
 LINES_OF_A_FAILURE = 25

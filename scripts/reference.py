@@ -80,6 +80,7 @@ INTERFACES = (
     plugins.IStateCache,
     backends.IAdapter,
     backends.ISchema,
+    backends.IBlobStore,
     backends.ICommitSteps,
     sessions.ISession,
     plugins.ISharedStates,

@@ -1,20 +1,28 @@
 #!/usr/bin/env python3
-"""Run every check of this repository, from nothing: an environment, wheels of the distributions as they are now, then
-the linters and the tests against those wheels. Exits with 0 only if every part ran and passed."""
+"""Run every check of this repository, from nothing: an environment, wheels of the distributions as they are now, a
+PostgreSQL server, then the linters and the tests against those wheels. Exits with 0 only if every part ran and passed.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
+import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap import DISTRIBUTIONS, ROOT, BootstrapError, Environment, Interpreter, run_as_program, say
+from bootstrap import DISTRIBUTIONS, ROOT, BootstrapError, Environment, Interpreter, run_as_program, say, step
+from servers.debian import PGBOUNCER, POSTGRESQL, provide
+from servers.postgresql import VARIABLE, PostgresServer
+
+# What all test processes together may need.
+CONNECTIONS = 300
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "-n", metavar="PROCESSES", type=int, default=os.cpu_count() or 1, help="test processes (default: %(default)s)"
     )
+    parser.add_argument(
+        "--no-servers", action="store_true", help="install and start no database servers; tests that need one skip"
+    )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="test files or folders (default: all of them)")
     return parser.parse_args()
 
@@ -68,12 +79,28 @@ def parts(environment: Environment, options: argparse.Namespace, report: Path) -
     ]
 
 
-def perform(part: Part) -> Outcome:
+def start_servers(stack: contextlib.ExitStack) -> PostgresServer | None:
+    """Start the server that the tests share, to be stopped by the stack. Tests of servers that cannot be had skip; only
+    a build server has to provide them."""
+    try:
+        provide([POSTGRESQL, PGBOUNCER])
+    except BootstrapError as error:
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            raise
+        print(f"\n{'!' * 72}\n{error}\nThe tests that need it are SKIPPED.\n{'!' * 72}\n", file=sys.stderr, flush=True)
+    if POSTGRESQL.find() is None:
+        return None
+    with step("Starting a PostgreSQL server for the tests"):
+        return stack.enter_context(PostgresServer.create({"max_connections": CONNECTIONS}))
+
+
+def perform(part: Part, variables: Mapping[str, str]) -> Outcome:
     """Run one check with its output in sight."""
     print(flush=True)
     say(f"{part.name}: {' '.join(Path(word).name if isinstance(word, Path) else word for word in part.command)}")
     begun = time.monotonic()
-    status = subprocess.run([str(word) for word in part.command], cwd=ROOT).returncode
+    command = [str(word) for word in part.command]
+    status = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}).returncode
     return Outcome(part, status == 0, time.monotonic() - begun, "" if status == 0 else f"status {status}")
 
 
@@ -93,16 +120,20 @@ def main() -> int:
     environment = Environment("tests", Interpreter.find(options.python))
     examples = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("tests/*/pyproject.toml"))
     environment.prepare([*DISTRIBUTIONS, *examples])
-    with tempfile.TemporaryDirectory() as directory:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        postgres = None if options.no_servers else start_servers(stack)
+        variables = {VARIABLE: postgres.dsn() if postgres else ""}
         report = Path(directory) / "pytest.xml"
-        outcomes = [perform(part) for part in parts(environment, options, report)]
+        outcomes = [perform(part, variables) for part in parts(environment, options, report)]
         tested = count(report) if report.exists() else "the tests did not start"
+        server = f"PostgreSQL {postgres.version}" if postgres else "NOT TESTED: PostgreSQL"
 
     print(f"\n{'-' * 72}\nPython {environment.interpreter.name}, wheels in {environment.path.relative_to(ROOT)}")
     for outcome in outcomes:
         verdict = "ok" if outcome.passed else "FAILED"
         print(f"  {outcome.part.name:<24} {verdict:<7} {outcome.seconds:6.1f} s  {outcome.remark}")
-    print(f"  {tested}")
+    print(f"  {server}\n  {tested}")
     failed = [outcome.part.name for outcome in outcomes if not outcome.passed]
     print(f"FAILED: {', '.join(failed)}" if failed else "Everything passed.", flush=True)
     return 1 if failed else 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -16,23 +15,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-
-MISSING = "NOT TESTED: "
-
-
-def missing(reason: str, *, fail: bool) -> NoReturn:
-    """Skip the test loudly, or fail it: ``fail`` tells whether a build server has to provide what is missing."""
-    if fail and os.environ.get("CI", "").lower() in ("true", "1"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(f"{MISSING}{reason}")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say at the end what was not tested for want of something."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    reasons = {each.longrepr[2].removeprefix("Skipped: ") for each in skipped if isinstance(each.longrepr, tuple)}
-    for reason in sorted(each for each in reasons if each.startswith(MISSING)):
-        terminalreporter.write_line(reason, red=True, bold=True)
 
 
 @contextmanager
@@ -60,7 +42,7 @@ def find_python(*versions: str) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def environment(request: pytest.FixtureRequest) -> Callable[..., str]:
+def environment(request: pytest.FixtureRequest, missing: Callable[..., NoReturn]) -> Callable[..., str]:
     """Return a function that makes an environment with distributions from PyPI and returns the path of its Python.
 
     ``pythons`` are the versions of Python that they need, if it is not the one that runs the tests.

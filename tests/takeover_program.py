@@ -20,14 +20,13 @@ from BTrees.OOBTree import OOBTree
 from persistent.mapping import PersistentMapping
 from ZODB.blob import Blob, is_blob_record
 from ZODB.Connection import TransactionMetaData
-from ZODB.interfaces import IStorageUndoable
 from ZODB.POSException import POSKeyError
 from ZODB.serialize import referencesf
-from ZODB.utils import u64, z64
+from ZODB.utils import p64, u64, z64
 
 NEW_OBJECTS = 200
 #: More than one piece of a blob, with the default options.
-LARGE = 2_500_000
+LARGE = 4_500_000
 
 
 class Interrupted(Exception):
@@ -62,10 +61,58 @@ def make(db):
     oid, tid = orphan._p_oid, orphan._p_serial
     connection.close()
     delete(db, oid, tid)
-    if IStorageUndoable.providedBy(db.storage):
+    if db.supportsUndo():
         rename(db, "A mistake")
         undo(db, "Rename to A mistake")
     rename(db, "Library")
+
+
+def make_past(db):
+    """Have a past, which is packed where there is history."""
+    connection = db.open()
+    root = connection.root()
+    root["past"] = PersistentMapping(number=0, lost=PersistentMapping(name="past"), blob=Blob(b"past"))
+    commit("Past: begin", user="founder")
+    root["past"]["number"] = 1
+    write_blob(root["past"]["blob"], b"less past")
+    commit("Past: change")
+    del root["past"]["lost"]
+    commit("Past: lose")
+    connection.close()
+    db.pack()
+
+
+def undo_creation(db):
+    """Undo the transaction that made an object."""
+    connection = db.open()
+    mistakes = connection.root()["mistakes"] = PersistentMapping()
+    commit("Get ready for mistakes")
+    mistakes["first"] = PersistentMapping(name="mistake", blob=Blob(b"mistake"))
+    commit("Create by mistake")
+    connection.close()
+    undo(db, "Create by mistake")
+
+
+def split_large_objects(db):
+    """Have RelStorage 2.1 put a blob of this program into several large objects, as it does with one beyond 2 GiB."""
+    mover = type(db.storage._adapter.mover)
+    assert mover.postgresql_blob_chunk_maxsize > LARGE
+    mover.postgresql_blob_chunk_maxsize = 1 << 20
+
+
+def change_large_blob(db):
+    """Change a blob of several pieces, and undo that where there is history: two revisions have one content then."""
+    connection = db.open()
+    write_blob(connection.root()["blobs"]["large"], content("changed", LARGE))
+    commit("Change the large blob")
+    connection.close()
+    if db.supportsUndo():
+        undo(db, "Change the large blob")
+
+
+def prepack(db):
+    """Find garbage, and leave it for a pack that nobody starts."""
+    db.storage.pack(time.time(), referencesf, prepack_only=True)
 
 
 def interrupt_prepack(db):
@@ -90,6 +137,14 @@ def rename(db, title):
     connection = db.open()
     connection.root()["title"] = title
     commit(f"Rename to {title}")
+    connection.close()
+
+
+def link(db, oid):
+    """Make an object reachable again, as a process can that has not forgotten it."""
+    connection = db.open()
+    connection.root()["found"] = connection.get(p64(oid))
+    commit("Find it again")
     connection.close()
 
 
@@ -174,6 +229,8 @@ def dangling(db):
 def dump(db):
     """Return all that the storage's interfaces show."""
     storage = db.storage
+    # What was before a pack, RelStorage does not show in the history of an object. Without history all is packed.
+    packed = {each.tid for each in storage.iterator() if each.status == "p"} if db.supportsUndo() else set()
     shown = {
         "last transaction": u64(storage.lastTransaction()),
         "objects": {u64(oid): [u64(tid), digest(data)] for oid, tid, data in current_records(storage)},
@@ -186,10 +243,11 @@ def dump(db):
         "history of the root": [
             [u64(each["tid"]), text(each["user_name"]), text(each["description"]), each["size"]]
             for each in storage.history(z64, size=1000)
+            if each["tid"] not in packed
         ],
         "dangling": dangling(db),
     }
-    if IStorageUndoable.providedBy(storage):
+    if db.supportsUndo():
         shown["undo log"] = [
             [text(each["id"]), text(each["user_name"]), text(each["description"]), each.get("source")]
             for each in db.undoLog(0, 1000)
@@ -220,7 +278,12 @@ def delete(db, oid, tid):
     """Remove an object as zc.zodbdgc does."""
     metadata = TransactionMetaData("", "Remove an orphan", {})
     db.storage.tpc_begin(metadata)
-    db.storage.deleteObject(oid, tid, metadata)
+    try:
+        db.storage.deleteObject(oid, tid, metadata)
+    except AttributeError:
+        # RelStorage 2.1 cannot where there is history.
+        db.storage.tpc_abort(metadata)
+        return
     db.storage.tpc_vote(metadata)
     db.storage.tpc_finish(metadata)
 
@@ -231,7 +294,8 @@ def write_blob(blob, data):
 
 
 def content(label, size):
-    return (label.encode() * (size // len(label) + 1))[:size]
+    numbers = "".join(f"{label} {number}\n" for number in range(size // (len(label) + 2) + 1))
+    return numbers.encode()[:size]
 
 
 def digest(data):
@@ -259,6 +323,15 @@ def describe(record):
 
 
 def current_records(storage):
+    if not hasattr(storage, "record_iternext"):
+        # RelStorage 2.1.
+        for oid in sorted({record.oid for each in storage.iterator() for record in each}):
+            try:
+                data, tid = storage.load(oid)
+            except POSKeyError:
+                continue
+            yield oid, tid, data
+        return
     following = None
     while True:
         oid, tid, data, following = storage.record_iternext(following)

@@ -6,6 +6,8 @@ is written to that file; a ZConfig file is also opened, as its name or its conte
 names a file of the repository (`# tests/example_plugin/pyproject.toml`) is an excerpt, with `# ...` where something is
 left out, and has to be in that file. `console` shows what a reader types on a machine, and is not run. Directories
 below /srv are the reader's: here they are moved into the temporary directory, and /srv/zope holds a small FileStorage.
+The reader's PostgreSQL database on db.example.com is here one that is made for the document; a document is skipped at
+its first use where there is no server.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
+import psycopg
 import pytest
 import transaction
 import ZODB
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from ZODB.blob import Blob, BlobStorage
 from ZODB.config import databaseFromFile
 from ZODB.FileStorage import FileStorage
@@ -36,6 +41,9 @@ FILE_NAME = re.compile(r"# ([\w.-]+\.\w+)\n")
 EXCERPT = re.compile(r"# (\w[\w.-]*/[\w./-]+)\n")
 LEFT_OUT = re.compile(r"^ *# \.\.\.\n", re.MULTILINE)
 SHOWN_ONLY = {"console", "text", "json", "sql"}
+# How the documents write their PostgreSQL database.
+KEYWORDS = "host=db.example.com dbname=zodb user=zodb password=secret"
+AUTHORITY = "zodb:secret@db.example.com/zodb"
 
 
 class Block(NamedTuple):
@@ -67,14 +75,61 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     transaction.abort()
 
 
+@pytest.fixture
+def on_the_server(request: pytest.FixtureRequest) -> Iterator[Callable[[Block], Block]]:
+    """Return a function that puts an empty database of a real server in the place of the one that a block names."""
+    with ExitStack() as made:
+        database: list[dict[str, str]] = []
+
+        def replaced(block: Block) -> Block:
+            if "db.example.com" not in block.text:
+                return block
+            if not database:
+                database.append(made.enter_context(new_database(request.getfixturevalue("postgres_address"))))
+            keywords, authority = make_conninfo(**database[0]), written_in_uri(database[0])
+            if block.language == "zconfig":
+                keywords, authority = (text.replace("$", "$$") for text in (keywords, authority))
+            text = block.text.replace(KEYWORDS, keywords).replace(AUTHORITY, authority)
+            assert "db.example.com" not in text, f"line {block.line}: not one of the ways to write the database"
+            return block._replace(text=text)
+
+        yield replaced
+
+
+@contextmanager
+def new_database(address: str) -> Iterator[dict[str, str]]:
+    """Make a database beside the one at this address, and return where it is, by libpq's keywords."""
+    name = f"documentation_{os.getpid()}_{os.urandom(4).hex()}"
+    with closing(psycopg.connect(address, autocommit=True)) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        try:
+            yield {**{word: str(value) for word, value in conninfo_to_dict(address).items()}, "dbname": name}
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def written_in_uri(database: dict[str, str]) -> str:
+    parts = {word: quote(value, safe="") for word, value in database.items()}
+    password = f":{parts['password']}" if "password" in parts else ""
+    port = f":{parts['port']}" if "port" in parts else ""
+    return f"{parts['user']}{password}@{parts['host']}{port}/{parts['dbname']}"
+
+
 def run_python(block: Block, document: Path, namespace: dict[str, Any]) -> None:
     # Empty lines in front, so that a traceback names the line of the document.
     code = compile("\n" * (block.line - 1) + block.text, str(document), "exec")
     exec(code, namespace)
 
 
+def programs_of_postgresql() -> list[str]:
+    from servers.debian import POSTGRESQL
+
+    found = POSTGRESQL.find()
+    return [] if found is None else [str(found)]
+
+
 def run_shell(block: Block, document: Path) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join((str(Path(sys.executable).parent), *programs_of_postgresql(), os.environ["PATH"]))
     done = subprocess.run(
         ["bash", "-eu", "-c", block.text],
         env={**os.environ, "PATH": path},
@@ -105,16 +160,19 @@ def write_file(block: Block, document: Path, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
-def test_the_examples_of_a_document_work_from_top_to_bottom(document: Path, directory: Path) -> None:
+def test_the_examples_of_a_document_work_from_top_to_bottom(
+    document: Path, directory: Path, on_the_server: Callable[[Block], Block]
+) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in blocks(document, directory):
-        if EXCERPT.match(block.text):
+    for shown in blocks(document, directory):
+        if EXCERPT.match(shown.text) or shown.language in SHOWN_ONLY:
             continue
+        block = on_the_server(shown)
         if block.language == "python":
             run_python(block, document, namespace)
         elif block.language == "shell":
             run_shell(block, document)
-        elif block.language not in SHOWN_ONLY:
+        else:
             write_file(block, document, directory)
 
 

@@ -31,8 +31,11 @@ class ExampleOptions(BackendOptions):
     removed: ClassVar = (RemovedOption("named_pipe", "Use 'host'."),)
 
     @classmethod
-    def from_uri(cls, parts):
-        return {"host": parts.hostname} if parts.hostname else {}
+    def from_uri(cls, parts, arguments):
+        found = {"host": parts.hostname} if parts.hostname else {}
+        if "squeeze" in arguments:
+            found["compress"] = arguments.pop("squeeze")
+        return found
 
 
 @implementer(IBackend)

@@ -90,6 +90,23 @@ def test_a_scheme_that_nobody_knows_is_refused_without_showing_a_password():
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("rest", "shown"),
+    [
+        ("u:se/cret@host/path", "nosuch://host/path"),
+        ("u:se@cret@host/path", "nosuch://host/path"),
+        ("u:se?cret@host/path", "nosuch://..."),
+        ("host/path?password=se@cret", "nosuch://..."),
+        ("host/path?password=secret", "nosuch://host/path"),
+    ],
+)
+def test_no_part_of_a_password_is_shown(rest, shown):
+    pytest.importorskip("zodburi")
+    with pytest.raises(Unusable) as caught:
+        configured_storages(f"nosuch://{rest}")
+    assert caught.value.message.endswith(f" {shown}.")
+
+
 def test_a_file_storage_below_a_blob_storage_can_be_opened_read_only(write, tmp_path):
     FileStorage(str(tmp_path / "Data.fs")).close()
     path = write(

@@ -21,8 +21,10 @@ from relstorage.options import (
     STRING,
     WORDS,
     BackendOptions,
+    OptionDeclaration,
     OptionNames,
     Options,
+    OptionType,
     RemovedOption,
     choice,
     declared,
@@ -261,6 +263,15 @@ def test_a_wrong_secret_is_not_shown():
         ServerOptions(host="db", pin="sesame")
     assert "sesame" not in str(refused.value)
     assert refused.value.__cause__ is None
+
+
+def test_a_secret_that_its_type_can_explain_without_showing_is_explained():
+    def convert(value):
+        raise ConfigurationError("it lacks a sign")
+
+    each = OptionDeclaration("password", OptionType("sentence", convert), "", "The password.", secret=True)
+    with pytest.raises(ConfigurationError, match="'password' cannot have this value: it lacks a sign"):
+        each.convert("sesame")
 
 
 def test_parts_of_a_nested_option_have_a_dot():

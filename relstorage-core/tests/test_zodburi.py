@@ -134,10 +134,46 @@ def test_an_argument_without_effect_warns(example):
         zodburi.resolve("example://db?pack_dry_run=1")
 
 
+def test_a_scheme_may_name_the_driver(example, opened):
+    name, backend, _ = options_of("example+slow://db?port=1", opened)
+    assert (name, backend.host, backend.driver) == ("example", "db", "slow")
+    assert options_of("ex+Slow://db", opened)[1].driver == "slow"
+
+
+@pytest.mark.parametrize("argument", ["driver=slow", "Driver=fast"])
+def test_a_driver_in_the_scheme_and_in_an_argument_is_refused(example, argument):
+    with pytest.raises(ConfigurationError, match="gives driver both before and after"):
+        zodburi.resolve(f"example+slow://db?{argument}")
+
+
+def test_a_backend_may_understand_arguments_that_are_not_options(example, opened):
+    assert options_of("example://db?squeeze=1", opened)[1].compress is True
+    with pytest.raises(ConfigurationError, match="gives compress both before and after"):
+        zodburi.resolve("example://db?squeeze=1&compress=1")
+
+
+@pytest.mark.parametrize("rest", ["se#same@db", "se[same@db", "se]same@db", "se\u2100same@db", "se\tsame@db"])
+def test_an_awkward_password_before_the_question_mark_reaches_the_backend(example, opened, rest):
+    assert options_of(f"example://u:{rest}?port=1", opened)[1].host == "db"
+
+
+@pytest.mark.parametrize("rest", ["u:se?same@db", "db?passwd=sesame&ses%20ame=1", "db?passwd=se&same@x=1"])
+def test_what_cannot_be_a_name_is_not_shown(example, rest):
+    with pytest.raises(ConfigurationError, match="is not the name of an option; write '%3F'") as refused:
+        zodburi.resolve(f"example://{rest}")
+    assert "se" not in str(refused.value).partition("write")[0].replace("these", "")
+
+
+def test_what_is_not_a_uri_is_refused():
+    with pytest.raises(ConfigurationError, match="begins with a scheme"):
+        zodburi.resolve("/srv/zodb")
+
+
 @pytest.mark.parametrize(
     ("scheme", "backend"),
     [
         ("postgres", "postgresql"),
+        ("postgres+psycopg2", "postgresql"),
         ("postgresql", "postgresql"),
         ("mysql", "mysql"),
         ("oracle", "oracle"),

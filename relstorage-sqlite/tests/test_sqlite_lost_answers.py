@@ -7,10 +7,11 @@ import os
 import pytest
 import transaction
 import ZODB
+from transaction.interfaces import TransientError
 from ZODB.blob import Blob
 
 import relstorage
-from relstorage.errors import Disconnected
+from relstorage.errors import CommitOutcomeUnknown, Disconnected
 
 
 class Steps:
@@ -97,12 +98,13 @@ def test_a_commit_that_did_not_happen_leaves_nothing(db, connection):
 def test_without_an_answer_to_the_question_no_file_is_removed(db, connection, monkeypatch):
     database = db.storage.database
 
-    def unreachable():
+    def unreachable(session, commit):
         raise Disconnected("nobody answers")
 
-    monkeypatch.setattr(database.store_sessions, "snapshot", unreachable)
-    with pytest.raises(Disconnected):
+    monkeypatch.setattr(database.adapter.commit_steps, "committed_tid", unreachable)
+    with pytest.raises(CommitOutcomeUnknown) as caught:
         commit_a_blob(db, connection, after=Disconnected("the answer was lost"))
+    assert not isinstance(caught.value, TransientError)
     monkeypatch.undo()
     connection.transaction_manager.abort()
     with db.transaction() as other, other.root()["blob"].open() as file:

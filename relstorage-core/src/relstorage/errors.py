@@ -23,6 +23,7 @@ class Failure(Enum):
     READ_ONLY = "read-only"
     OUT_OF_SPACE = "out of space"
     CORRUPT = "corrupt"
+    SNAPSHOT_LOST = "snapshot lost"
     OTHER = "other"
 
 
@@ -96,6 +97,13 @@ class ReadOnlyDatabase(RelStorageError):
     """The server or file does not accept writes."""
 
 
+class CommitOutcomeUnknown(RelStorageError):
+    """The connection was lost during a commit, and the database cannot be asked whether it happened.
+
+    It is not a ``TransientError``: the transaction may be there, and must not be run again unseen.
+    """
+
+
 class CorruptDatabase(RelStorageError):
     """The database reports that its own files are damaged."""
 
@@ -117,6 +125,20 @@ class Disconnected(TransientStorageError):
 
 class SnapshotLost(Disconnected, ReadConflictError):
     """The snapshot that this transaction read from is gone; it must start again."""
+
+    def __init__(self, message: str):
+        ReadConflictError.__init__(self, message)
+
+
+class StaleConnectionError(TransientStorageError, ReadConflictError):
+    """The replica that this storage reads from has not received what the storage has seen or written already."""
+
+    def __init__(self, message: str):
+        ReadConflictError.__init__(self, message)
+
+
+class ServerReplaced(TransientStorageError, ReadConflictError):
+    """The server was restarted or replaced since this transaction began, and may lack what the transaction read."""
 
     def __init__(self, message: str):
         ReadConflictError.__init__(self, message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from typing import Any
 
 from relstorage.blobs import CachedBlobs, SharedBlobs
@@ -60,14 +61,17 @@ def _open(plugins: Plugins, backend: Any, backend_options: Any, options: Options
     # The variable and the format are ZEO's, so that its tools read the file.
     trace_path = os.environ.get("ZEO_CACHE_TRACE")
     tracer = Tracer(trace_path) if trace_path else None
-    cache = open_cache(
+    new_cache = partial(
+        open_cache,
         options.cache_local_mb * 1_000_000,
         object_max=options.cache_local_object_max,
         log_limit=options.cache_delta_size_limit,
         codec=CODECS.get(options.cache_local_compression),
         trace=tracer,
     )
-    database = Database(adapter, cache=cache, blobs=_blobs(options), hooks=hooks, options=options, identity=identity)
+    database = Database(
+        adapter, new_cache=new_cache, blobs=_blobs(options), hooks=hooks, options=options, identity=identity
+    )
     if tracer is not None:
         database.closing.callback(tracer.close)
     _tell_without_effect(options, adapter)

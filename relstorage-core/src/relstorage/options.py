@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 class OptionType:
     """How the values of an option are written.
 
-    ``convert`` takes a string or a typed value, and raises ``ValueError``.
+    ``convert`` takes a string or a typed value, and raises ``ValueError``. Of the value of a secret option only a
+    ``ConfigurationError`` is shown, which must not contain it.
     """
 
     name: str
@@ -200,7 +201,8 @@ class OptionDeclaration:
         try:
             return self.type.convert(value)
         except ValueError as reason:
-            shown = f"not a value of the type {self.type.name}" if self.secret else reason
+            hidden = self.secret and not isinstance(reason, ConfigurationError)
+            shown = f"not a value of the type {self.type.name}" if hidden else reason
             raise ConfigurationError(f"the option {self.key!r} cannot have this value: {shown}") from None
 
 
@@ -272,8 +274,12 @@ class BackendOptions(DeclaredOptions):
     driver: str = option(STRING, "auto", "The driver that reaches the database; 'auto' takes the first that works.")
 
     @classmethod
-    def from_uri(cls, parts: SplitResult) -> dict[str, str]:
-        """Return the options that stand before the ``?`` of a URI, by name. The parts are still percent-encoded."""
+    def from_uri(cls, parts: SplitResult, arguments: dict[str, str]) -> dict[str, str]:
+        """Return the options, by name, that a URI gives in other ways than as an argument with the option's name.
+
+        The parts are still percent-encoded; the scheme is without the driver. ``arguments`` are those behind the ``?``,
+        decoded. An argument that is not an option, and that the backend understands, has to be taken out of them.
+        """
         if parts.netloc or parts.path.strip("/"):
             raise ConfigurationError(
                 f"write '{parts.scheme}://?' and the options after it; this backend reads nothing before the '?'"

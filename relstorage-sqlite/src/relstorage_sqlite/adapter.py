@@ -11,6 +11,7 @@ from typing import Any
 from zc.lockfile import LockError, LockFile
 from zope.interface import implementer
 
+from relstorage.database.blob_chunks import BlobChunks
 from relstorage.database.commit import DirectCommit
 from relstorage.errors import UnableToAcquirePackUndoLockError
 from relstorage.interfaces import IAdapter
@@ -36,7 +37,8 @@ class SqliteAdapter:
         self.driver = driver.name
         self.keep_history = keep_history
         self.statements = statements(keep_history)
-        self.commit_steps = DirectCommit(self.statements, blob_chunk_size)
+        self.blob_store = BlobChunks(self.statements, blob_chunk_size)
+        self.commit_steps = DirectCommit(self.statements, self.blob_store)
         self._data_dir = data_dir
         self._driver = driver
         self._settings = settings
@@ -83,6 +85,13 @@ class SqliteAdapter:
             yield
         finally:
             lock.close()
+
+    def server(self) -> str:
+        session = self.open_session("load")
+        try:
+            return f"SQLite {session.script('SELECT sqlite_version()')[0][0]}"
+        finally:
+            session.close()
 
     def size(self) -> int:
         total = 0

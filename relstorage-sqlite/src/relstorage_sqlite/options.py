@@ -78,7 +78,7 @@ class SqliteOptions(BackendOptions):
     )
 
     @classmethod
-    def from_uri(cls, parts: SplitResult) -> dict[str, str]:
+    def from_uri(cls, parts: SplitResult, arguments: dict[str, str]) -> dict[str, str]:
         """Return the directory, which is the path of the URI: ``sqlite:///srv/zodb``."""
         if parts.netloc:
             raise ConfigurationError(

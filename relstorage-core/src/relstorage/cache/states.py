@@ -201,6 +201,11 @@ class StateCache:
             self._residents.clear()
             self._log.start_over(-1)
 
+    def drop_states(self) -> None:
+        """Drop all states. Readers go on with what is known of changes, and new entries."""
+        with self._lock:
+            self._residents.clear()
+
     # --- statistics
 
     def statistics(self) -> CacheStatistics:

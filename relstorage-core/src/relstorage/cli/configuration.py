@@ -177,4 +177,8 @@ def _resolved(uri: str) -> Callable[[], Any]:
 
 
 def _without_secrets(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri.partition("?")[0])
+    shown, _, rest = uri.partition("?")
+    if "@" in rest and "@" not in shown:
+        # The '?' may be part of a password.
+        return shown.partition("//")[0] + "//..."
+    return re.sub(r"//.*@", "//", shown)

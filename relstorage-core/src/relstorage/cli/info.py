@@ -105,7 +105,7 @@ def _add_ours(found: Facts, storage: RelStorage) -> None:
     database = storage.database
     adapter, options = database.adapter, database.options
     found.backend, found.driver = adapter.backend, adapter.driver
-    found.server = getattr(adapter, "server_version", None)
+    found.server = adapter.server()
     found.uuid, found.schema_version = database.identity.uuid, database.identity.schema_version
     with database.store_sessions.session() as session:
         row = session.row(database.statements.pack_run)

@@ -41,6 +41,8 @@ An option with names and values is a section of its own in a ZConfig file, has a
 Options are accepted with every backend. When you set one that the backend in use has no use for, a warning in the log
 says so.
 
+The scheme of a URI may name the driver too, after a `+`: `postgresql+psycopg2://`.
+
 In a URI you can also give `demostorage=true`, which keeps all changes in memory, and the keywords that zodburi passes
 on to the database, such as `connection_pool_size`, `connection_cache_size` and `database_name`.
 """

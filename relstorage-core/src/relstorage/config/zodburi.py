@@ -1,14 +1,16 @@
 """Storages named by a URI, for zodburi: ``sqlite:///srv/zodb?keep_history=false&connection_pool_size=10``.
 
-The scheme chooses the backend. What stands before the ``?`` is for the backend to read; the arguments behind it are the
-options of the storage and of the backend, ``demostorage``, and zodburi's own keywords of the database.
+The scheme chooses the backend, and after a ``+`` the driver. What stands before the ``?`` is for the backend to read;
+the arguments behind it are the options of the storage and of the backend, what else the backend understands,
+``demostorage``, and zodburi's own keywords of the database.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl
 
 from ZODB.DemoStorage import DemoStorage
 from zodburi import PARAMETERS
@@ -27,6 +29,11 @@ DEMOSTORAGE = OptionDeclaration(
 
 StorageFactory = Callable[[], Any]
 
+# https://www.rfc-editor.org/rfc/rfc3986#appendix-B
+_URI = re.compile(r"(?P<scheme>[^:/?#]+):(?://(?P<netloc>[^/?]*))?(?P<path>[^?]*)(?:\?(?P<query>.*))?", re.DOTALL)
+# Whatever else stands where a name is expected may be the rest of a password with a '?' or an '&' in it.
+_NAME = re.compile(r"[\w.-]+")
+
 
 class Resolver:
     """Turns URIs into storages, by zodburi's protocol."""
@@ -40,14 +47,15 @@ class Resolver:
         It raises ``UnknownPlugin`` where the scheme's backend is not installed and ``ConfigurationError`` for an
         argument that is unknown or cannot be used.
         """
-        # A '#' has no meaning in these URIs, and occurs in passwords.
-        parts = urlsplit(uri, allow_fragments=False)
+        parts, driver = _split(uri)
         backend = self._plugins().backend_for_scheme(parts.scheme)
         arguments = _arguments(parts.query)
         keywords = {name: arguments.pop(name) for name in PARAMETERS if name in arguments}
         demo = DEMOSTORAGE.convert(arguments.pop(DEMOSTORAGE.name, None))
+        before = backend.options_class.from_uri(parts, arguments)
+        if driver:
+            before["driver"] = driver
         _refuse_unknown(OptionNames(backend.options_class, Options), arguments)
-        before = backend.options_class.from_uri(parts)
         twice = {spelled(name) for name in arguments} & set(before)
         if twice:
             raise ConfigurationError(f"the URI gives {', '.join(sorted(twice))} both before and after its '?'")
@@ -63,9 +71,27 @@ class Resolver:
 resolve = Resolver()
 
 
+def _split(uri: str) -> tuple[SplitResult, str]:
+    """Return the parts of a URI, and the driver that its scheme names: ``postgresql+psycopg2://``.
+
+    ``urllib.parse.urlsplit`` ends a host at a ``#``, which has no meaning here and occurs in passwords, removes
+    characters, and shows in its errors what may be a password.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise ConfigurationError("a URI begins with a scheme and a colon, such as 'sqlite:///srv/zodb'")
+    scheme, _, driver = match["scheme"].lower().partition("+")
+    return SplitResult(scheme, match["netloc"] or "", match["path"], match["query"] or "", ""), driver
+
+
 def _arguments(query: str) -> dict[str, str]:
     arguments: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                "what follows a '?' or an '&' of the URI is not the name of an option;"
+                " write '%3F' for a '?' and '%26' for an '&' that are part of a value"
+            )
         if name in arguments:
             raise ConfigurationError(f"the URI gives {name!r} twice")
         arguments[name] = value

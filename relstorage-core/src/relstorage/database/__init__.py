@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from relstorage.database.lineage import Lineage
 from relstorage.database.oids import OidSupply
 from relstorage.database.sessions import SessionPool
 from relstorage.errors import DriverError
@@ -21,10 +23,9 @@ log = logging.getLogger(__name__)
 class Database:
     """The parts that the storages of one process share."""
 
-    def __init__(self, adapter: Any, *, cache: Any, blobs: Any, hooks: Any, options: Any, identity: Any):
+    def __init__(self, adapter: Any, *, new_cache: Callable[[], Any], blobs: Any, hooks: Any, options: Any, identity: Any):
         self.adapter = adapter
         self.statements = adapter.statements
-        self.cache = cache
         #: A ``relstorage.blobs`` directory, or None without ``blob-dir``.
         self.blobs = blobs
         self.hooks = hooks
@@ -32,10 +33,16 @@ class Database:
         self.identity = identity
         self.store_sessions = SessionPool(lambda: adapter.open_session("store"))
         self.oids = OidSupply(self._reserve_oids)
+        self.lineage = Lineage(adapter.name, new_cache, self.oids.restart)
         self._lock = threading.Lock()
         self.closed = False
         #: What else to close with the database.
         self.closing = ExitStack()
+
+    @property
+    def cache(self) -> Any:
+        """The state cache of the server's present incarnation."""
+        return self.lineage.cache
 
     def _reserve_oids(self, count: int, at_least: int) -> range:
         with self.store_sessions.session() as session:

@@ -7,7 +7,7 @@ database: vote takes the one write lock, looks for conflicts, and writes the rec
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import IntEnum
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,8 +17,6 @@ from relstorage import ids
 from relstorage.errors import VoteReadConflictError
 from relstorage.interfaces import ICommitSteps
 from relstorage.sql import Statements
-
-BLOB_CHUNK_SIZE = 1 << 20
 
 
 class Kind(IntEnum):
@@ -117,6 +115,11 @@ class Spool:
         record = self._records.get(oid)
         return None if record is None else Staged(oid, record[0], record[1], self._state(record[2]))
 
+    def basis(self, oid: int) -> tuple[int, Kind]:
+        """Return base and kind of a staged record without reading its state."""
+        base, kind, _ = self._records[oid]
+        return base, kind
+
     def _state(self, kept: bytes | _Slice | None) -> bytes | None:
         if isinstance(kept, _Slice):
             assert self._file is not None
@@ -173,6 +176,8 @@ class StagedCommit:
         self.blob_copies: dict[int, int] = {}
         #: The tids of transactions that are undone.
         self.undone: list[int] = []
+        #: What the commit steps must remember from one to the next.
+        self.progress: Any = None
 
     @property
     def knows_removals_to(self) -> int:
@@ -184,32 +189,30 @@ class StagedCommit:
         self.records.close()
 
 
-def _check_read_current(wanted: dict[int, int], current: dict[int, int]) -> None:
-    for oid, tid in wanted.items():
-        # A missing row is a conflict too: else a deletion slips in between the read and this commit.
-        if current.get(oid) != tid:
-            raise VoteReadConflictError(
-                oid=ids.to_bytes(oid), serials=(ids.to_bytes(current.get(oid, 0)), ids.to_bytes(tid))
-            )
+def read_conflict(oid: int, wanted: int, current: int | None) -> VoteReadConflictError:
+    """Return the error that an object was not to change and has changed, or is gone.
+
+    A missing row is a conflict too: else a deletion slips in between the read and this commit.
+    """
+    return VoteReadConflictError(oid=ids.to_bytes(oid), serials=(ids.to_bytes(current or 0), ids.to_bytes(wanted)))
 
 
 def find_conflicts(
-    commit: StagedCommit, current: dict[int, int], committed_state: Callable[[int], bytes | None]
+    commit: StagedCommit, differing: Iterable[tuple[int, int | None]], committed_state: Callable[[int], bytes | None]
 ) -> list[Conflict]:
-    """Compare the staged records with the current tids and return the conflicts.
+    """Return which of the staged records are conflicts.
 
-    A first store of an object that exists is a conflict unless both states are the same; so is a change of one that
-    does not exist. A storage that never polled may make such a change all the same: DemoStorage keeps changes of
-    another one's objects. Raise ``VoteReadConflictError`` if an object that was to stay as it was read has changed or
-    gone.
+    ``differing`` are (oid, current tid or None) of those that were not made from the current revision. A first store
+    of an object that exists is a conflict unless both states are the same; so is a change of one that does not exist.
+    A storage that never polled may make such a change all the same: DemoStorage keeps changes of another one's
+    objects.
     """
-    _check_read_current(commit.read_current, current)
     conflicts = []
-    for oid, base, kind in commit.records.bases():
+    for oid, tid in differing:
+        base, kind = commit.records.basis(oid)
         if kind is Kind.RESTORE:
             continue
-        tid = current.get(oid)
-        if tid == base or (tid is None and kind is not Kind.DELETE and (base == 0 or commit.view is None)):
+        if tid is None and kind is not Kind.DELETE and (base == 0 or commit.view is None):
             continue
         state = committed_state(oid) if tid is not None else None
         if base == 0 and tid is not None and kind is Kind.STORE:
@@ -220,33 +223,30 @@ def find_conflicts(
     return conflicts
 
 
-def blob_chunks(path: str, size: int = BLOB_CHUNK_SIZE) -> Iterator[tuple[int, bytes]]:
-    """Iterate over (number, bytes) of a file; an empty file has one empty chunk."""
-    with open(path, "rb") as file:
-        number = 0
-        while (chunk := file.read(size)) or number == 0:
-            yield number, chunk
-            number += 1
-
-
 @implementer(ICommitSteps)
 class DirectCommit:
     """Commit steps for a database with one write lock that is held from vote to finish."""
 
-    def __init__(self, statements: Statements, blob_chunk_size: int = BLOB_CHUNK_SIZE):
+    lock_is_fair = False
+
+    def __init__(self, statements: Statements, blob_store: Any):
         self._sql = statements
-        self._blob_chunk_size = blob_chunk_size
+        self._blobs = blob_store
 
     def vote(self, session: Any, commit: StagedCommit) -> Verdict:
         session.begin_write()
         oids = [oid for oid, _, kind in commit.records.bases() if kind is not Kind.RESTORE]
         current = self._current_tids(session, [*oids, *commit.read_current])
+        for oid, tid in commit.read_current.items():
+            if current.get(oid) != tid:
+                raise read_conflict(oid, tid, current.get(oid))
 
         def committed_state(oid: int) -> bytes | None:
             row = session.row(self._sql.current_state, (oid,))
             return None if row is None else row[0]
 
-        conflicts = find_conflicts(commit, current, committed_state)
+        differing = [(oid, current.get(oid)) for oid, base, _ in commit.records.bases() if current.get(oid) != base]
+        conflicts = find_conflicts(commit, differing, committed_state)
         return Verdict(conflicts, session.row(self._sql.removals_since, (commit.knows_removals_to,)) is not None)
 
     def _current_tids(self, session: Any, oids: list[int]) -> dict[int, int]:
@@ -274,8 +274,7 @@ class DirectCommit:
         for oid, from_tid in commit.blob_copies.items():
             session.run(sql.copy_blob, (oid, tid, from_tid))
         for oid, path in commit.blobs:
-            for number, chunk in blob_chunks(path, self._blob_chunk_size):
-                session.run(sql.put_blob_chunk, (oid, tid, number, chunk))
+            self._blobs.put(session, oid, tid, path)
         if commit.restoring and tid <= newest:
             # Polls ask for larger tids only, so they would never see this one: tell them that everything may have
             # changed.
@@ -298,6 +297,16 @@ class DirectCommit:
             before_commit(commit.tid)
         session.commit()
         return commit.tid
+
+    def committed_tid(self, session: Any, commit: StagedCommit) -> int | None:
+        if commit.tid is None:
+            return None
+        session.begin_snapshot()
+        try:
+            found = session.row(self._sql.has_transaction, (commit.tid,))
+        finally:
+            session.rollback()
+        return None if found is None else commit.tid
 
     def lock_and_choose_tid(self, session: Any, drained: bool = False) -> int:
         session.begin_write()

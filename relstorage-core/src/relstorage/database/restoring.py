@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from relstorage.database import Database
-from relstorage.database.commit import Metadata, blob_chunks
+from relstorage.database.commit import Metadata
 from relstorage.errors import Disconnected
 from relstorage.ids import EVERYTHING
 
@@ -153,5 +153,4 @@ class Restoration:
             self._blobs = directory.begin()
         path = self._blobs.add(oid, path)
         if directory.kept_in_database:
-            for number, chunk in blob_chunks(path, self._database.options.blob_chunk_size):
-                self._session.run(self._sql.put_blob_chunk, (oid, self._tid, number, chunk))
+            self._database.adapter.blob_store.put(self._session, oid, self._tid, path)

@@ -25,12 +25,17 @@ class SessionPool:
 
     def take(self) -> Any:
         """Return a session that nobody else uses, opening one if none is idle."""
-        with self._lock:
-            if self._closed:
-                raise DriverError("The database was closed in this process; open it again.")
-            if self._idle:
-                return self._idle.pop()
-        return self._open()
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise DriverError("The database was closed in this process; open it again.")
+                session = self._idle.pop() if self._idle else None
+            if session is None:
+                return self._open()
+            # The server may have ended it while it was idle.
+            if not session.lost:
+                return session
+            session.close()
 
     def give_back(self, session: Any) -> None:
         """Return a session, whose transaction is rolled back if it is still in one. Never raise."""

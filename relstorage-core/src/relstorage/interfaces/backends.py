@@ -16,6 +16,7 @@ class IAdapter(Interface):
     statements = Attribute("The ``relstorage.sql.Statements`` of the dialect and history mode")
     schema = Attribute("An ISchema")
     commit_steps = Attribute("An ICommitSteps")
+    blob_store = Attribute("An IBlobStore")
 
     def open_session(role):
         """Return a new ISession in the role 'load', 'store' or 'pack'.
@@ -40,6 +41,9 @@ class IAdapter(Interface):
     def size():
         """Return the approximate size of the database in bytes."""
 
+    def server():
+        """Return the product and version of the database's server or library, for people: 'PostgreSQL 15.7'."""
+
     def close():
         """Release everything; the adapter is not used afterwards."""
 
@@ -58,8 +62,27 @@ class ISchema(Interface):
         """Remove every row of data within the session's write transaction, keeping tables and identity."""
 
 
+class IBlobStore(Interface):
+    """How blobs get into the database and out of it. The tables are the backend's; ``Statements`` has what the core
+    must know of them."""
+
+    def put(session, oid, tid, path):
+        """Store the bytes of a file as the blob of a revision, within the session's write transaction.
+
+        Without history, do nothing for a revision that is older than the current one.
+        """
+
+    def get(session, oid, tid, path):
+        """Write a blob to a file, within a transaction; return False, and write nothing, if there is no such blob."""
+
+
 class ICommitSteps(Interface):
-    """The part of a commit that talks to the database. Stateless; the session holds the transaction."""
+    """The part of a commit that talks to the database.
+
+    Stateless: the session holds the transaction, and ``StagedCommit.progress`` what one step must tell the next.
+    """
+
+    lock_is_fair = Attribute("True if those who wait for the commit lock get it in the order in which they came")
 
     def vote(session, commit):
         """Send what the commit staged, lock the objects, and say what stands against it.
@@ -78,8 +101,16 @@ class ICommitSteps(Interface):
     def finish(session, commit, before_commit=None):
         """Take the commit lock, choose the tid, make the staged records current, commit; return the tid.
 
-        ``before_commit(tid)`` is called under the lock, before the commit. When this method raises, nothing was
-        kept. It returns only when the transaction is durable.
+        ``before_commit(tid)`` is called under the lock, before the commit; without it the tid need not be known here
+        before the commit, which may save a round trip. When this method raises, nothing was kept, unless it raises
+        ``Disconnected``, or what is no ``Exception``: then ``committed_tid`` tells. It returns only when the
+        transaction is durable.
+        """
+
+    def committed_tid(session, commit):
+        """Return the tid of a commit whose answer was lost, None if it did not and will not happen.
+
+        ``session`` is another session, which is not in a transaction. Raise an error if nobody can tell.
         """
 
     def lock_and_choose_tid(session, drained=False):

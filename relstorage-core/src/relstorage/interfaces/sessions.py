@@ -16,14 +16,27 @@ class ISession(Interface):
     role = Attribute("'load', 'store' or 'pack'")
     lost = Attribute("True once the connection is known to be gone")
     in_transaction = Attribute("True between begin and commit or rollback")
+    may_lag = Attribute("True if it reads from a copy that may be behind the database")
+
+    def incarnation():
+        """Return what differs after the server was restarted or another took its place; None where nothing can.
+
+        A server that comes back may lack what was seen there before. Asked within a transaction.
+        """
 
     def begin_snapshot():
-        """Start a read-only transaction in which every statement sees the same committed state."""
+        """Start a read-only transaction in which every statement sees the same committed state.
+
+        One that is open is rolled back first.
+
+        The snapshot may be taken as late as with the first statement, so that both take one round trip.
+        """
 
     def begin_write(timeout=None):
         """Start a transaction that writes.
 
-        On an embedded database this takes the write lock, waiting ``timeout`` seconds (the session's own by default).
+        Its statements see what others have committed meanwhile. Each lock is waited for ``timeout`` seconds at most
+        (the session's own by default). On an embedded database this takes the write lock.
         Raise ``UnableToAcquireCommitLockError`` when the lock cannot be had in time.
         """
 
@@ -46,7 +59,7 @@ class ISession(Interface):
         """Execute; return how many rows were changed."""
 
     def run_many(statement, many):
-        """Execute once for each tuple of parameters in the iterable ``many``."""
+        """Execute once for each tuple of parameters in the iterable ``many``, or do what amounts to that."""
 
     def close():
         """Release the connection. Never raise."""

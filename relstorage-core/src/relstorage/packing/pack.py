@@ -165,7 +165,7 @@ class _Pack:
     ):
         self._database = database
         self._collect = collect
-        self._courtesy = Courtesy()
+        self._courtesy = Courtesy(database.adapter.commit_steps)
         self._sql = database.statements
         self._find = find
         self._reporter = reporter

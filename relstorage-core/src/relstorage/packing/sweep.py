@@ -38,13 +38,19 @@ REMEMBER_SECONDS = 7 * 24 * 3600
 
 
 class Courtesy:
-    """Leaves the commit lock alone for ``PAUSE_SECONDS`` each time it was held for twice as long or longer."""
+    """Leaves the commit lock alone for ``PAUSE_SECONDS`` each time it was held for twice as long or longer.
 
-    def __init__(self) -> None:
+    Where who waits gets the lock in turn, that is not needed.
+    """
+
+    def __init__(self, commit_steps: Any) -> None:
         self._held = 0.0
+        self._needless = commit_steps.lock_is_fair
 
     def after(self, held: float) -> None:
         """Pause if it is time to, after a transaction that held the lock for so many seconds."""
+        if self._needless:
+            return
         self._held += held
         if self._held >= 2 * PAUSE_SECONDS:
             self._held = 0.0
@@ -90,7 +96,7 @@ class Sweep:
         self._batch_seconds = min(BATCH_SECONDS, batch_seconds)
         #: How long the last transaction held the lock.
         self._held = 0.0
-        self._courtesy = Courtesy()
+        self._courtesy = Courtesy(adapter.commit_steps)
         self.objects = 0
         self.revisions = 0
         self.rescued = 0

@@ -90,9 +90,11 @@ class Statements:
     note_removed: Statement = _one("Tell the polls that an object is gone; -1 for everything.", "oid tid")
 
     # --- blobs
-    put_blob_chunk: Statement = _one("Add one chunk of a blob.", "oid tid number chunk")
+    put_blob_chunk: Statement = _one(
+        "Add one chunk of a blob: its bytes, or what the database knows them by.", "oid tid number chunk"
+    )
     copy_blob: Statement = _one("Give a revision the blob of an older one.", "oid tid from_tid")
-    blob_chunk: Statement = _one("One chunk of a blob.", "oid tid number", "chunk")
+    blob_chunk: Statement = _one("One chunk of a blob, as ``put_blob_chunk`` added it.", "oid tid number", "chunk")
     has_blob: Statement = _one("One row if the database keeps a blob for this revision.", "oid tid", "tid")
     blob_revisions: Statement = _one("Every revision with a blob, in oid order.", "", "zoid tid")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ZODB.POSException import POSKeyError
 
-from relstorage.errors import RelStorageError, SnapshotLost
+from relstorage.errors import RelStorageError, SnapshotLost, StaleConnectionError
 from relstorage.ids import EVERYTHING, MAX_OID, to_bytes
 from relstorage.storage.readahead import ReadAhead
 
@@ -22,11 +22,23 @@ from relstorage.storage.readahead import ReadAhead
 class Reader:
     """The reading half of one storage."""
 
-    def __init__(self, open_session: Callable[[], Any], statements: Any, cache: Any, hooks: Any):
+    def __init__(
+        self,
+        open_session: Callable[[], Any],
+        statements: Any,
+        cache: Any,
+        hooks: Any,
+        lineage: Any,
+        revert_when_stale: bool = False,
+    ):
         self._open_session = open_session
         self._sql = statements
         self._cache = cache
         self._hooks = hooks
+        self._lineage = lineage
+        self._revert_when_stale = revert_when_stale
+        #: The generation of the server that the last poll was answered by.
+        self.generation = lineage.generation
         self._tell_poll = hooks.listens("relstorage_polled")
         self._session: Any = None
         #: The tid at which loads answer; -1 without a snapshot, so that no cache entry fits.
@@ -62,7 +74,8 @@ class Reader:
     def _begin(self, previous: int | None) -> tuple[int, list[tuple[int, int]] | None]:
         """Begin a snapshot, teach the cache what it did not know; return the view and the changes since
         ``previous``."""
-        self.end()
+        self.view = -1
+        self._ahead.clear()
         session = self._session
         if session is None or session.lost:
             session = self._session = self._open_session()
@@ -73,16 +86,26 @@ class Reader:
         horizon = cache.horizon
         try:
             session.begin_snapshot()
+            rows = session.rows(sql.changes_since, (horizon,)) if horizon >= 0 else []
+            generation = self._lineage.follow(session)
+            if generation != self.generation:
+                # The horizon may be one that this server never reached.
+                self.generation = generation
+                return self._begin_anew(session), None
             if horizon < 0:
                 view = session.row(sql.newest_tid)[0]
                 cache.learn(None, view, ())
+                self._refuse_if_stale(session, view)
                 return view, [] if previous == view else None
-            rows = session.rows(sql.changes_since, (horizon,))
             if rows:
                 view = rows[-1][1]
                 cache.learn(horizon, view, [row for row in rows if row[0] is not None])
+            elif session.may_lag:
+                view = min(horizon, session.row(sql.newest_tid)[0])
             else:
                 view = horizon
+            if self._refuse_if_stale(session, view):
+                return view, None
             if previous is None or previous == view:
                 return view, []
             changes = cache.changes(previous, view)
@@ -94,6 +117,24 @@ class Reader:
         except RelStorageError:
             self.end()
             raise
+
+    def _begin_anew(self, session: Any) -> int:
+        view: int = session.row(self._sql.newest_tid)[0]
+        if self._cache.horizon < 0 or view > self._cache.horizon:
+            self._cache.learn(None, view, ())
+        return view
+
+    def _refuse_if_stale(self, session: Any, view: int) -> bool:
+        """Return False if this storage has seen nothing that the snapshot lacks; else raise, or return True where the
+        options want to go back in time rather than fail."""
+        if not session.may_lag or view >= max((self.reported or 0, *self._own)):
+            return False
+        if not self._revert_when_stale:
+            raise StaleConnectionError(
+                "Reading from a replica: it has not received yet what this storage has seen or committed. "
+                "Run the transaction again."
+            )
+        return True
 
     def end(self) -> None:
         """End the snapshot; the connection holds no transaction afterwards."""

@@ -54,8 +54,14 @@ class RelStorage:
         self._database = database
         self._statements = database.statements
         self._options = database.options
-        self._cache_lookup = database.cache.lookup
-        self._reader = Reader(database.open_load_session, database.statements, database.cache, database.hooks)
+        self._reader = Reader(
+            database.open_load_session,
+            database.statements,
+            database.hooks,
+            database.lineage,
+            database.options.revert_when_stale,
+        )
+        self._cache_lookup = self._reader.cache.lookup
         self._resolver = Resolver(self._reader.states_at_view, self._reader.load_revision)
         self._untransform: Callable[[bytes], bytes] = _unchanged
         self._wrapper: Any = None
@@ -168,6 +174,7 @@ class RelStorage:
     def poll_invalidations(self) -> list[bytes] | None:
         """Begin a new snapshot; return the oids that others changed since the last call, or None for all."""
         changed = self._reader.poll()
+        self._cache_lookup = self._reader.cache.lookup
         return None if changed is None else [to_bytes(oid) for oid in changed if oid >= 0]
 
     def afterCompletion(self) -> None:
@@ -255,7 +262,8 @@ class RelStorage:
             packed=status == "p",
         )
         self._committing.acquire()
-        self._commit = Commit(self._database, transaction, metadata, self._reader.reported, number)
+        reader = self._reader
+        self._commit = Commit(self._database, transaction, metadata, reader.reported, number, reader.cache)
 
     def tpc_transaction(self) -> Any:
         """Return the transaction that is being committed, or None."""
@@ -299,7 +307,7 @@ class RelStorage:
     def _tell_conflict(self, oid: int, resolved: bool) -> None:
         self._database.hooks.relstorage_conflict(oid=oid, resolved=resolved)
 
-    def tpc_finish(self, transaction: Any, func: Callable[[bytes], Any] = lambda tid: None) -> bytes:
+    def tpc_finish(self, transaction: Any, func: Callable[[bytes], Any] | None = None) -> bytes:
         """Commit; return the tid once the transaction is durable. ``func`` gets the tid before others can see it."""
         commit = self._in(transaction)
         wrote = len(commit.staged.records) > 0
@@ -420,17 +428,8 @@ class RelStorage:
         return blobs
 
     def _download(self, oid: int, tid: int, path: str) -> bool:
-        number = 0
         with self._reader.snapshot() as (session, _):
-            row = session.row(self._statements.blob_chunk, (oid, tid, 0))
-            if row is None:
-                return False
-            with open(path, "wb") as file:
-                while row is not None:
-                    file.write(row[0])
-                    number += 1
-                    row = session.row(self._statements.blob_chunk, (oid, tid, number))
-        return True
+            return self._database.adapter.blob_store.get(session, oid, tid, path)
 
     # --- maintenance
 

@@ -16,7 +16,7 @@ from ZODB.POSException import StorageError, UndoError
 
 from relstorage.database import Database
 from relstorage.database.commit import Kind, Metadata, StagedCommit
-from relstorage.errors import Disconnected, RelStorageError
+from relstorage.errors import CommitOutcomeUnknown, Disconnected, RelStorageError, ServerReplaced
 from relstorage.ids import MAX_OID, to_bytes
 from relstorage.storage.conflicts import Resolver
 from relstorage.storage.removals import refuse_links_to_removed
@@ -31,13 +31,21 @@ class Commit:
     """What exists between ``tpc_begin`` and the end of a transaction."""
 
     def __init__(
-        self, database: Database, transaction: Any, metadata: Metadata, view: int | None, tid: int | None = None
+        self,
+        database: Database,
+        transaction: Any,
+        metadata: Metadata,
+        view: int | None,
+        tid: int | None = None,
+        cache: Any = None,
     ):
         self.transaction = transaction
         self.staged = StagedCommit(metadata, view, tid)
         self.blobs: Any = None
         self.voted = False
         self._prepared = False
+        #: The state cache of the server that the transaction has read from.
+        self._cache = cache
         self._database = database
         self._session: Any = None
         self._started = time.perf_counter()
@@ -112,6 +120,12 @@ class Commit:
         self._end.callback(self._give_session_back)
         steps = database.adapter.commit_steps
         verdict = steps.vote(self._session, staged)
+        began_with, self._cache = self._cache, database.lineage.follow(self._session)
+        if began_with is not self._cache and staged.view is not None:
+            raise ServerReplaced(
+                f"Committing to {database.adapter.name}: the server was restarted or replaced since the transaction "
+                "began, and may lack what it read. Run the transaction again."
+            )
         resolved = resolver.resolve(verdict.conflicts, staged.records, tell) if verdict.conflicts else []
         self._refuse_undo_of_packed()
         if verdict.removals:
@@ -126,7 +140,7 @@ class Commit:
             if self._session.row(self._database.statements.is_undoable, (tid,)) is None:
                 raise UndoError("A pack has made the transaction final while it was being undone.")
 
-    def finish(self, tell_tid: Callable[[bytes], Any]) -> int:
+    def finish(self, tell_tid: Callable[[bytes], Any] | None) -> int:
         """Commit and return the tid, once it is durable.
 
         If the answer to the commit is lost, find out whether it happened before anything is reported or undone.
@@ -140,18 +154,24 @@ class Commit:
         def before_commit(tid: int) -> None:
             if blobs is not None:
                 blobs.place(tid)
-            tell_tid(to_bytes(tid))
+            if tell_tid is not None:
+                tell_tid(to_bytes(tid))
 
+        # A database that keeps the blobs itself does not wait for their files to be placed.
+        placing = blobs is not None and not database.blobs.kept_in_database
         interruption: BaseException | None = None
         try:
-            tid = database.adapter.commit_steps.finish(self._session, staged, before_commit)
+            tid = database.adapter.commit_steps.finish(
+                self._session, staged, before_commit if placing or tell_tid is not None else None
+            )
         except BaseException as error:
             # Any other error says that nothing was kept; another transaction may have the tid by now.
             uncertain = isinstance(error, Disconnected) or not isinstance(error, Exception)
-            if not uncertain or staged.tid is None or not self._was_committed(staged.tid):
+            found = self._committed_tid() if uncertain else None
+            if found is None:
                 self.abort()
                 raise
-            tid = staged.tid
+            tid = found
             if not isinstance(error, Exception):
                 # Ctrl-C just after the commit: what was committed is complete first.
                 interruption = error
@@ -160,22 +180,21 @@ class Commit:
             raise interruption
         return tid
 
-    def _was_committed(self, tid: int) -> bool:
-        """Tell whether the commit happened whose answer was lost."""
+    def _committed_tid(self) -> int | None:
+        """Return the tid of the commit whose answer was lost, None if it did not happen."""
         if not self._session.lost and self._session.in_transaction:
-            return False
+            return None
         database = self._database
         try:
-            with database.store_sessions.snapshot() as session:
-                return session.row(database.statements.has_transaction, (tid,)) is not None
-        except RelStorageError:
+            with database.store_sessions.session() as session:
+                return database.adapter.commit_steps.committed_tid(session, self.staged)
+        except RelStorageError as error:
             self._leave()
-            log.exception(
-                "Nobody knows whether transaction %#x was committed to %s: the database could not be asked",
-                tid,
-                database.adapter.name,
-            )
-            raise
+            raise CommitOutcomeUnknown(
+                f"Committing to {database.adapter.name}: the connection was lost, and the database could not be asked "
+                f"whether the transaction of {len(self.staged.records)} objects is there ({error}). "
+                "Look before you run it again."
+            ) from error
 
     def _leave(self) -> None:
         """End without undoing anything: a blob file too many does no harm, a missing one would."""
@@ -203,7 +222,7 @@ class Commit:
     def _remember(self, tid: int) -> None:
         if self.staged.restoring:
             return
-        remember = self._database.cache.remember
+        remember = self._cache.remember
         room = CACHED_PER_COMMIT
         for oid, _, state in self.staged.records.rows(tid, 3):
             room -= len(state)

@@ -70,6 +70,8 @@ def _md5_hex(state: bytes | None) -> str | None:
 class SqliteSession:
     """One connection in autocommit mode; transactions begin and end where we say so."""
 
+    may_lag = False
+
     def __init__(self, connection: sqlite3.Connection, settings: SessionSettings, role: str):
         self.role = role
         self.lost = False
@@ -87,9 +89,13 @@ class SqliteSession:
             self.lost = True
             return False
 
+    def incarnation(self) -> None:
+        return None
+
     # --- transactions
 
     def begin_snapshot(self) -> None:
+        self.rollback()
         try:
             self._execute("BEGIN DEFERRED")
         except sqlite3.Error as error:

@@ -54,6 +54,8 @@ def _md5_hex(state: bytes | None) -> str | None:
 class ApswSession:
     """One APSW connection."""
 
+    may_lag = False
+
     def __init__(self, connection: Any, settings: SessionSettings, role: str, driver: ApswDriver):
         self.role = role
         self.lost = False
@@ -65,7 +67,11 @@ class ApswSession:
     def in_transaction(self) -> bool:
         return not self.lost and self._connection.in_transaction
 
+    def incarnation(self) -> None:
+        return None
+
     def begin_snapshot(self) -> None:
+        self.rollback()
         self._execute("BEGIN DEFERRED")
 
     def begin_write(self, timeout: float | None = None) -> None:

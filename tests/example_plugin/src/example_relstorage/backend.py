@@ -7,6 +7,7 @@ the option, the object ids, which need no second file, and the pack lock.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from urllib.parse import SplitResult, unquote
 from zc.lockfile import LockError, LockFile
 from zope.interface import implementer
 
+from relstorage.database.blob_chunks import BlobChunks
 from relstorage.database.commit import DirectCommit
 from relstorage.errors import UnableToAcquirePackUndoLockError
 from relstorage.interfaces import IAdapter, IBackend, IDriver
@@ -33,7 +35,7 @@ class FileOptions(BackendOptions):
     file: str = option(PATH, None, "The file of the database.", required=True)
 
     @classmethod
-    def from_uri(cls, parts: SplitResult) -> dict[str, str]:
+    def from_uri(cls, parts: SplitResult, arguments: dict[str, str]) -> dict[str, str]:
         """Return the file, which is the path of the URI: ``examplefile:///srv/zodb.sqlite3``."""
         return {"file": unquote(parts.path)} if parts.path.strip("/") else {}
 
@@ -50,7 +52,8 @@ class FileAdapter:
         self.driver = driver.name
         self.keep_history = keep_history
         self.statements = statements(keep_history)
-        self.commit_steps = DirectCommit(self.statements, blob_chunk_size)
+        self.blob_store = BlobChunks(self.statements, blob_chunk_size)
+        self.commit_steps = DirectCommit(self.statements, self.blob_store)
         self.schema = SqliteSchema(
             path, keep_history, self.open_session, settings.lock_timeout, lambda session: session.close()
         )
@@ -91,6 +94,9 @@ class FileAdapter:
             yield
         finally:
             lock.close()
+
+    def server(self) -> str:
+        return f"SQLite {sqlite3.sqlite_version}"
 
     def size(self) -> int:
         files = (self._path, f"{self._path}-wal")

@@ -1,0 +1,362 @@
+"""Commits whose connection is lost, at any byte: the outcome is reported right, and nothing happens twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psycopg
+import pytest
+from postgresql_faults import Fault, FlakyNetwork, in_thread, observed
+from postgresql_target import Postgres
+from transaction.interfaces import TransientError
+from ZODB.utils import p64, u64, z64
+
+import relstorage
+from relstorage.errors import CommitOutcomeUnknown, Disconnected, RelStorageError
+from relstorage.testing.records import Counter, add, change, commit, delete, meta, state
+from relstorage.testing.target import (  # noqa: F401  fixtures are found by their names
+    DatabaseUnderTest,
+    database,
+    free,
+    own_transaction,
+    preserving,
+    pytest_generate_tests,
+    target,
+)
+
+TARGET = Postgres()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _address(postgres_address):
+    TARGET.address = postgres_address
+
+
+@pytest.fixture
+def network(postgres_address):
+    made = FlakyNetwork(postgres_address)
+    yield made
+    made.close()
+
+
+def voted(storage, *records):
+    """Begin a transaction, store, vote; return the transaction."""
+    described = meta()
+    storage.tpc_begin(described)
+    try:
+        for oid, base, data in records:
+            storage.store(oid, base, data, "", described)
+        storage.tpc_vote(described)
+    except BaseException:
+        storage.tpc_abort(described)
+        raise
+    return described
+
+
+def current(storage, oid):
+    storage.poll_invalidations()
+    data, tid = storage.load(oid)
+    return data, tid
+
+
+class Flaky:
+    """A storage behind a flaky network, one that is not, and an object that the first changes again and again."""
+
+    def __init__(self, database, network, **options):
+        self.network = network
+        self.storage = database.open(dsn=network.dsn, **options)
+        self.witness = database.open()
+        self.oid, self.tid = add(self.witness, "first")
+        self.value = 0
+        self.outcomes = {"committed": 0, "not committed": 0, "unknown": 0}
+
+    def lengths(self):
+        """Return how many bytes a finish sends and gets when all goes well."""
+        for _ in range(3):  # statements are prepared the second time
+            self.value += 1
+            described = voted(self.storage, (self.oid, self.tid, state(self.value)))
+            with observed(self.network) as seen:
+                self.tid = self.storage.tpc_finish(described)
+        return len(seen.sent), len(seen.answered)
+
+    def finish_with(self, fault):
+        """Commit a change whose finish meets the fault, and check that what is reported is true."""
+        storage, before = self.storage, self.tid
+        self.value += 1
+        described = voted(storage, (self.oid, before, state(self.value)))
+        self.network.arm(fault)
+        reported = None
+        try:
+            reported = storage.tpc_finish(described)
+        except TransientError:
+            storage.tpc_abort(described)
+        data, tid = current(self.witness, self.oid)
+        if reported is None:
+            assert (data, tid) == (state(self.value - 1), before), f"reported as not committed after {fault}"
+            self.value -= 1
+        else:
+            assert (data, tid) == (state(self.value), reported), f"reported as committed after {fault}"
+        self.tid = tid
+        self.outcomes["committed" if reported else "not committed"] += 1
+
+
+@pytest.mark.parametrize("server_learns", (True, False), ids=("reset", "half-open"))
+def test_a_finish_cut_off_anywhere_reports_what_happened(database, network, server_learns):
+    flaky = Flaky(database, network, commit_lock_timeout=5)
+    sent, answered = flaky.lengths()
+    step = max(1, sent // 14)
+    for request in (*range(0, sent, step), sent - 5, sent - 1):
+        # The session that the cut spoiled is replaced by one that has prepared nothing: what it sends is longer.
+        flaky.finish_with(Fault(request, server_learns=server_learns))
+        flaky.lengths()
+    for answer in range(0, answered, max(1, answered // 12)):
+        flaky.finish_with(Fault(sent, answer, server_learns=server_learns))
+        flaky.lengths()
+    print(flaky.outcomes)
+    assert flaky.outcomes["committed"] > 10
+    assert flaky.outcomes["not committed"] > 3
+
+
+def test_a_finish_with_a_callback_cut_off_anywhere_reports_what_happened(database, network):
+    # The callback runs between two requests, both under the commit lock.
+    flaky = Flaky(database, network, commit_lock_timeout=5)
+    told = []
+    for number in range(12):
+        described = voted(flaky.storage, (flaky.oid, flaky.tid, state(number + 1)))
+        network.arm(Fault(10, 40 * number, server_learns=number % 2 == 0))
+
+        def tell(tid, number=number):
+            told.append(tid)
+            network.arm(Fault(25 * number, server_learns=number % 2 == 0))
+
+        reported = None
+        try:
+            reported = flaky.storage.tpc_finish(described, tell)
+        except TransientError:
+            flaky.storage.tpc_abort(described)
+        data, tid = current(flaky.witness, flaky.oid)
+        assert (data == state(number + 1)) == (reported is not None)
+        assert reported in (None, tid)
+        flaky.tid = tid
+        if reported is None:
+            flaky.tid = change(flaky.storage, flaky.oid, tid, number + 1)
+
+
+def test_a_vote_cut_off_anywhere_keeps_nothing_and_may_be_tried_again(database, network):
+    storage, witness = database.open(dsn=network.dsn, commit_lock_timeout=5), database.open()
+    oid, tid = add(witness, 0)
+    tid = change(storage, oid, tid, 0)
+    with observed(network) as seen:
+        described = voted(storage, (oid, tid, state(1)))
+    storage.tpc_abort(described)
+    sent, answered = len(seen.sent), len(seen.answered)
+    faults = [Fault(each) for each in range(0, sent, sent // 6)]
+    faults += [Fault(each, server_learns=False) for each in range(0, sent, sent // 6)]
+    faults += [Fault(sent, each) for each in range(0, answered, answered // 6)]
+    for number, fault in enumerate(faults):
+        network.arm(fault)
+        try:
+            described = voted(storage, (oid, tid, state(number)))
+        except TransientError:
+            pass
+        else:
+            storage.tpc_abort(described)
+        assert current(witness, oid) == (state(number - 1 if number else 0), tid)
+        # A half-open connection may have left its locks behind on the server, where the system does not tell.
+        if fault.server_learns:
+            tid = change(storage, oid, tid, number)
+        else:
+            _end_voters(database)
+            tid = change(storage, oid, tid, number)
+
+
+def _end_voters(database):
+    """End the sessions that are idle in a transaction on this database's tables."""
+    database.execute(
+        """SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE relation = 'object_state'::regclass
+        AND pid <> pg_backend_pid()"""
+    )
+
+
+def test_a_frozen_connection_leaves_the_question_open_until_it_ends(database, network):
+    flaky = Flaky(database, network, commit_lock_timeout=5)
+    sent, _ = flaky.lengths()
+    described = voted(flaky.storage, (flaky.oid, flaky.tid, state("frozen")))
+    fault = network.arm(Fault(sent, client_learns=False))
+    finished = in_thread(lambda: flaky.storage.tpc_finish(described))
+    assert fault.happened.wait(10)
+    assert not finished.__dict__["done"]()
+    network.heal()
+    tid = finished(10)
+    assert current(flaky.witness, flaky.oid) == (state("frozen"), tid)
+
+
+@pytest.mark.parametrize("reached", (True, False), ids=("committed", "not-committed"))
+def test_an_outcome_that_cannot_be_asked_for_is_unknown_and_not_transient(database, network, reached):
+    flaky = Flaky(database, network)
+    sent, _ = flaky.lengths()
+    described = voted(flaky.storage, (flaky.oid, flaky.tid, state("unknown")))
+    network.arm(Fault(sent if reached else sent // 2))
+    network.refuse()
+    with pytest.raises(CommitOutcomeUnknown) as raised:
+        flaky.storage.tpc_finish(described)
+    assert not isinstance(raised.value, TransientError)
+    flaky.storage.tpc_abort(described)
+    data, _ = current(flaky.witness, flaky.oid)
+    assert (data == state("unknown")) == reached
+
+
+def _sessions(database):
+    """Return (process, state) of the server's processes that work on this database's tables, or did last."""
+    schema = database.options["schema"]
+    return database.execute(
+        f"""SELECT a.pid, a.state FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid()
+        AND a.application_name = '{schema}'"""
+    )
+
+
+def _named(database):
+    """Return a connection string by which ``_sessions`` finds the sessions."""
+    return f"{database.options['dsn']} application_name={database.options['schema']}"
+
+
+def _terminate(database):
+    ended = [pid for pid, _ in _sessions(database)]
+    for pid in ended:
+        database.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+    return ended
+
+
+def test_sessions_that_an_administrator_ended_while_idle_are_replaced_unseen(database):
+    storage = database.open(dsn=_named(database))
+    oid, tid = add(storage, 1)
+    for number in range(2, 6):
+        storage.poll_invalidations()
+        storage.load(oid)
+        storage.afterCompletion()
+        assert len(_terminate(database)) >= 2
+        storage.poll_invalidations()
+        assert storage.load(oid) == (state(number - 1), tid)
+        storage.afterCompletion()
+        tid = change(storage, oid, tid, number)
+        assert storage.new_oid()
+
+
+def test_a_read_on_a_session_that_was_ended_is_transient_and_the_next_transaction_reads(database):
+    storage = database.open(dsn=_named(database), cache_local_mb=0)
+    oids = [add(storage, number)[0] for number in range(3)]
+    storage.poll_invalidations()
+    storage.load(oids[0])
+    assert _terminate(database)
+    for _ in range(2):
+        with pytest.raises(TransientError):
+            storage.load(oids[1])
+    storage.afterCompletion()
+    storage.poll_invalidations()
+    assert storage.load(oids[1])[0] == state(1)
+
+
+def test_a_transaction_whose_session_was_ended_after_the_vote_is_not_there(database):
+    storage = database.open(dsn=_named(database))
+    oid, tid = add(storage, 1)
+    described = voted(storage, (oid, tid, state(2)))
+    assert _terminate(database)
+    with pytest.raises(Disconnected):
+        storage.tpc_finish(described)
+    storage.tpc_abort(described)
+    assert current(storage, oid) == (state(1), tid)
+    assert change(storage, oid, tid, 2)
+
+
+def test_a_session_that_was_ended_between_store_and_vote_is_replaced_unseen(database):
+    storage = database.open(dsn=_named(database))
+    oid, tid = add(storage, 1)
+    described = meta()
+    storage.tpc_begin(described)
+    storage.store(oid, tid, state(2), "", described)
+    assert _terminate(database)
+    storage.tpc_vote(described)
+    assert storage.tpc_finish(described) > tid
+
+
+# --- order
+
+
+def test_a_reader_that_polls_misses_no_commit_of_many_writers(database):
+    writers, commits = 4, 40
+    reader = database.open()
+    reader.poll_invalidations()
+    storages = [database.open() for _ in range(writers)]
+    oids = [storages[0].new_oid() for _ in range(writers)]
+    threads = []
+
+    def write(storage, oid):
+        tid = z64
+        for number in range(commits):
+            tid = commit(storage, (oid, tid, state(number)))
+
+    for storage, oid in zip(storages, oids, strict=True):
+        threads.append(in_thread(lambda storage=storage, oid=oid: write(storage, oid)))
+    seen = dict.fromkeys(oids, (-1, z64))
+    newest = z64
+    states = {state(number): number for number in range(commits)}
+    deadline = time.monotonic() + 60
+    while min(number for number, _ in seen.values()) < commits - 1:
+        assert time.monotonic() < deadline, seen
+        changed = reader.poll_invalidations()
+        assert reader.lastTransaction() >= newest
+        for oid in oids:
+            try:
+                data, tid = reader.load(oid)
+            except KeyError:
+                continue
+            # What changed was reported, nothing else did, and nobody goes back.
+            assert (seen[oid][1] != tid) == (changed is None or oid in changed) or changed is None
+            assert states[data] >= seen[oid][0]
+            assert tid <= reader.lastTransaction()
+            if seen[oid][1] != tid:
+                assert tid > newest
+            seen[oid] = states[data], tid
+        newest = reader.lastTransaction()
+    for wait in threads:
+        wait(10)
+
+
+_HOUR = """
+import time
+_time, _time_ns = time.time, time.time_ns
+time.time = lambda: _time() + {hours} * 3600
+time.time_ns = lambda: _time_ns() + {hours} * 3600 * 10**9
+"""
+
+
+@pytest.mark.parametrize("hours", (-1, 1))
+def test_a_client_with_a_wrong_clock_changes_nothing(database, tmp_path, hours):
+    storage = database.open()
+    (tmp_path / "sitecustomize.py").write_text(_HOUR.format(hours=hours))
+    program = f"""if True:
+        import relstorage, time
+        from relstorage.testing.records import add
+        storage = relstorage.open("postgresql", **{database.options!r})
+        print(time.time(), *(add(storage)[1].hex() for _ in range(2)))
+        storage.close()
+    """
+    tids, before = [], time.time()
+    for _ in range(2):
+        tids.append(add(storage)[1].hex())
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), *filter(None, sys.path)))}
+        said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert not said.returncode, said.stderr
+        shown, *theirs = said.stdout.split()
+        assert abs(float(shown) - before - hours * 3600) < 600
+        tids += theirs
+    assert tids == sorted(set(tids))
+    now = relstorage.ids.seconds_at(int(tids[-1], 16))
+    assert abs(now - time.time()) < 600
