@@ -22,6 +22,28 @@ if TYPE_CHECKING:
 MISSING = "NOT TESTED: "
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let more tests be asked for than usually run."""
+    parser.addoption(
+        "--all-drivers", action="store_true", help="run the whole conformance suite with every driver of PostgreSQL"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Explain the marker of the tests that are to be asked for."""
+    config.addinivalue_line("markers", "all_drivers: runs only with --all-drivers")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what was not asked for."""
+    if config.getoption("--all-drivers"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("all_drivers")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("all_drivers")]
+
+
 @pytest.fixture(scope="session")
 def missing() -> Callable[..., NoReturn]:
     """Return a function that skips the test loudly with a reason.

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,10 @@ def _gather(contender: tuple[str, ...], floor: tuple[str, ...], **commands: tupl
 @click.option(
     "--floor", multiple=True, metavar="KIND:ARGUMENT", help="The least: sqlite3:FULL, zodb:FULL or libpq:CONNINFO."
 )
-@click.option("--baseline", metavar="NAME", help="What ratios refer to (default: the first contender).")
+@click.option(
+    "--baseline", multiple=True, metavar="NAME",
+    help="What ratios refer to (default: the first contender); each further one gets a table of its own.",
+)  # fmt: skip
 @click.option("--server", multiple=True, metavar="NAME=COMMAND", help="Run COMMAND beside each database of NAME.")
 @click.option("--before", multiple=True, metavar="NAME=COMMAND", help="Run COMMAND before a database of NAME is used.")
 @click.option("--after", multiple=True, metavar="NAME=COMMAND", help="Run COMMAND after a database of NAME was used.")
@@ -164,7 +168,10 @@ def _gather(contender: tuple[str, ...], floor: tuple[str, ...], **commands: tupl
 @click.option("--directory", type=click.Path(file_okay=False), help="Where databases are made; it chooses the disk.")
 @click.option("--limit", default=600.0, show_default=True, help="Seconds that one step of a worker may take.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write all figures to this file.")
-@click.option("--bars", type=click.Path(exists=True, dir_okay=False), help="JSON: workload to the largest good ratio.")
+@click.option(
+    "--bars", multiple=True, type=click.Path(exists=True, dir_okay=False),
+    help="JSON: workload to the largest good ratio; for each --baseline in turn.",
+)  # fmt: skip
 @click.option("--profile", metavar="WORKLOAD", help="Profile one workload of every contender instead of measuring.")
 @click.option(
     "--make-environment", nargs=2, multiple=True, metavar="NAME REQUIREMENTS",
@@ -173,7 +180,7 @@ def _gather(contender: tuple[str, ...], floor: tuple[str, ...], **commands: tupl
 def main(
     contender: tuple[str, ...],
     floor: tuple[str, ...],
-    baseline: str | None,
+    baseline: tuple[str, ...],
     server: tuple[str, ...],
     before: tuple[str, ...],
     after: tuple[str, ...],
@@ -190,7 +197,7 @@ def main(
     directory: str | None,
     limit: float,
     json_path: str | None,
-    bars: str | None,
+    bars: tuple[str, ...],
     profile: str | None,
     make_environment: tuple[tuple[str, str], ...],
 ) -> None:
@@ -208,9 +215,12 @@ def main(
     if make_environment and not contender and not floor:
         return
     contenders = _gather(contender, floor, server=server, before=before, after=after)
-    baseline = baseline or contenders[0].name
-    if baseline not in {each.name for each in contenders}:
-        raise click.UsageError(f"--baseline {baseline} is not one of the contenders")
+    baselines = baseline or (contenders[0].name,)
+    for name in baselines:
+        if name not in {each.name for each in contenders}:
+            raise click.UsageError(f"--baseline {name} is not one of the contenders")
+    if len(bars) > len(baselines):
+        raise click.UsageError("there are more --bars than baselines")
     sizes = Sizes(
         objects=objects, size=size, commits=commits, writer_commits=writer_commits, pack_objects=pack_objects,
         convert_transactions=convert_transactions, blob_size=blob_mib * 1024 * 1024, seed=seed,
@@ -231,13 +241,16 @@ def main(
             "machine": {"platform": platform.platform(), "processors": os.cpu_count()},
             "rounds": rounds,
             "sizes": dataclasses.asdict(sizes),
-            "baseline": baseline,
+            "baseline": baselines[0],
             "versions": run.versions,
-            "results": as_json(run.results, {name: WORKLOADS[name].unit for name in workloads}, baseline),
+            "results": as_json(run.results, {name: WORKLOADS[name].unit for name in workloads}, baselines[0]),
         }
     if json_path:
         Path(json_path).write_text(json.dumps(document, indent=1) + "\n")
-    _show(console, run, workloads, baseline, json.loads(Path(bars).read_text()) if bars else {})
+    largest = [json.loads(Path(path).read_text()) for path in bars]
+    for name, goals in zip_longest(baselines, largest, fillvalue={}):
+        _show_table(console, run, workloads, name, goals)
+    _show_remarks(console, run)
     if any(series.failed for each in run.results.values() for series in each.values()):
         raise SystemExit(1)
 
@@ -260,10 +273,13 @@ def _profile(run: Run, workload: str, console: Console) -> None:
             raise click.ClickException(str(exc)) from exc
 
 
-def _show(console: Console, run: Run, workloads: list[str], baseline: str, bars: dict[str, float]) -> None:
+def _show_table(console: Console, run: Run, workloads: list[str], baseline: str, bars: dict[str, float]) -> None:
     names = [each.name for each in run.contenders]
     lines = [line for name in workloads for line in lines_of(name, WORKLOADS[name].unit, run.results[name])]
     console.print(table_of(lines, names, baseline, bars))
+
+
+def _show_remarks(console: Console, run: Run) -> None:
     for remark in remarks(run.results):
         console.print(remark, markup=False, highlight=False)
     for name, found in run.versions.items():

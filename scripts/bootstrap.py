@@ -142,6 +142,11 @@ class Interpreter:
             say(f"Python {self.name} is newer than what this project is tested with; trying anyway")
         return self
 
+    def has_headers(self) -> bool:
+        """Tell whether what is written in C can be compiled for it."""
+        look = "import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))"
+        return subprocess.run([self.path, "-c", look], capture_output=True).returncode == 0
+
     def can_make_environments(self) -> bool:
         # Debian ships the venv module without ensurepip, which lies in a package of its own.
         return subprocess.run([self.path, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0
@@ -171,6 +176,8 @@ class Environment:
 
     purpose: str
     interpreter: Interpreter
+    #: What else it holds: the names of more files of requirements/.
+    more: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -238,24 +245,25 @@ class Environment:
                 shutil.move(wheel, target / wheel.name)
 
     def _install(self, wheels: Sequence[Path]) -> None:
-        requirements = ROOT / "requirements" / f"{self.purpose}.txt"
+        requirements = [ROOT / "requirements" / f"{name}.txt" for name in (self.purpose, *self.more)]
         log = ENVIRONMENTS / f"{self.path.name}.log"
-        made_from = digest([requirements, CONSTRAINTS, *wheels])
+        made_from = digest([*requirements, CONSTRAINTS, *wheels])
         if self._is_stamped("packages", made_from):
             return
         self._forget("packages")
-        first = not self._is_stamped("requirements", digest([requirements, CONSTRAINTS]))
+        first = not self._is_stamped("requirements", digest([*requirements, CONSTRAINTS]))
         about = "packages (a minute or two the first time)" if first else "this project's wheels"
         with step(f"Installing {about} into {self.path.relative_to(ROOT)}"):
+            listed = [word for path in requirements for word in ("--requirement", path)]
             run(
-                [*self._pip("install"), "--constraint", CONSTRAINTS, "--requirement", requirements, *wheels],
+                [*self._pip("install"), "--constraint", CONSTRAINTS, *listed, *wheels],
                 log,
                 "Installing packages (if the log misses gcc or Python.h, type: apt-get install -y gcc python3-dev)",
             )
             # pip keeps an installed version of the same number, whatever is in the wheel.
             again = [*self._pip("install"), "--force-reinstall", "--no-deps", *wheels]
             run(again, log, "Installing this project's wheels")
-        self._stamp("requirements", digest([requirements, CONSTRAINTS]))
+        self._stamp("requirements", digest([*requirements, CONSTRAINTS]))
         self._stamp("packages", made_from)
 
     def _pip(self, command: str) -> list[str | Path]:

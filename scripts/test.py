@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap import DISTRIBUTIONS, ROOT, BootstrapError, Environment, Interpreter, run_as_program, say, step
-from servers.debian import PGBOUNCER, POSTGRESQL, provide
+from servers.debian import COMPILER, LIBPQ, PGBOUNCER, POSTGRESQL, Package, provide, python_headers
 from servers.postgresql import VARIABLE, PostgresServer
 
 # What all test processes together may need.
@@ -59,6 +59,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--no-servers", action="store_true", help="install and start no database servers; tests that need one skip"
     )
+    parser.add_argument(
+        "--all-drivers", action="store_true", help="run the whole conformance suite with every driver of PostgreSQL"
+    )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="test files or folders (default: all of them)")
     return parser.parse_args()
 
@@ -69,6 +72,8 @@ def parts(environment: Environment, options: argparse.Namespace, report: Path) -
     tests: list[str | Path] = [python, "-m", "pytest", f"--junitxml={report}", "-n", str(options.n)]
     if options.k:
         tests += ["-k", options.k]
+    if options.all_drivers:
+        tests.append("--all-drivers")
     if options.quick:
         return [Part("tests", [*tests, "--exitfirst", *options.paths])]
     return [
@@ -79,15 +84,30 @@ def parts(environment: Environment, options: argparse.Namespace, report: Path) -
     ]
 
 
-def start_servers(stack: contextlib.ExitStack) -> PostgresServer | None:
-    """Start the server that the tests share, to be stopped by the stack. Tests of servers that cannot be had skip; only
-    a build server has to provide them."""
+def try_to_provide(packages: Sequence[Package]) -> bool:
+    """Install what is missing. Tests of what cannot be had skip; only a build server has to provide it."""
     try:
-        provide([POSTGRESQL, PGBOUNCER])
+        provide(packages)
     except BootstrapError as error:
         if os.environ.get("CI", "").lower() in ("true", "1"):
             raise
         print(f"\n{'!' * 72}\n{error}\nThe tests that need it are SKIPPED.\n{'!' * 72}\n", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def requirements_to_compile(interpreter: Interpreter, servers: bool) -> tuple[str, ...]:
+    """Return the requirements that have to be compiled, if what that takes is here or, with ``servers``, can be had."""
+    packages = [LIBPQ, COMPILER]
+    if not interpreter.has_headers():
+        packages.append(python_headers(interpreter.path, interpreter.name))
+    here = try_to_provide(packages) if servers else all(package.find() for package in packages)
+    return ("tests-compiled",) if here and interpreter.has_headers() else ()
+
+
+def start_servers(stack: contextlib.ExitStack) -> PostgresServer | None:
+    """Start the server that the tests share, to be stopped by the stack."""
+    try_to_provide([POSTGRESQL, PGBOUNCER])
     if POSTGRESQL.find() is None:
         return None
     with step("Starting a PostgreSQL server for the tests"):
@@ -117,7 +137,9 @@ def count(report: Path) -> str:
 
 def main() -> int:
     options = arguments()
-    environment = Environment("tests", Interpreter.find(options.python))
+    interpreter = Interpreter.find(options.python)
+    compiled = requirements_to_compile(interpreter, servers=not options.no_servers)
+    environment = Environment("tests", interpreter, compiled)
     examples = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("tests/*/pyproject.toml"))
     environment.prepare([*DISTRIBUTIONS, *examples])
     with contextlib.ExitStack() as stack:

@@ -51,6 +51,15 @@ def test_the_program_writes_medians_and_ratios(tmp_path: Path) -> None:
     assert len(found["b"]["round_ratios"]) == 2
 
 
+def test_each_baseline_gets_a_table_with_its_bars(tmp_path: Path) -> None:
+    bars = tmp_path / "bars.json"
+    bars.write_text('{"cold": 0.125}')
+    done = run(tmp_path, "--only", "cold", "--baseline", "a", "--baseline", "b", "--bars", str(bars))
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = done.stdout.split("ratio to b")
+    assert "ratio to a" in first and "0.125" in first and "0.125" not in second
+
+
 def test_a_missing_feature_is_reported_with_its_reason(tmp_path: Path) -> None:
     done = run(tmp_path, "--only", "counter_4,prefetch")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -156,3 +165,22 @@ def test_arrays_have_the_binary_form_of_the_server(module) -> None:
     libpq = module("bare_libpq")
     assert libpq.bigints([7]) == bytes.fromhex("00000001 00000000 00000014 00000001 00000001 00000008 0000000000000007")
     assert libpq.byteas([b"ab"]) == bytes.fromhex("00000001 00000000 00000011 00000001 00000001 00000002") + b"ab"
+
+
+@pytest.mark.parametrize("workload", ["open", "add", "prefetch", "commit_one", "empty_transaction", "counter_4"])
+def test_the_statements_of_the_floor_run_on_postgresql(tmp_path: Path, postgres_address: str, workload: str) -> None:
+    pytest.importorskip("psycopg")
+    result = tmp_path / "result.json"
+    options = "--writer-commits", "3", "--floor", f"libpq:{postgres_address}", "--json", str(result)
+    done = run(tmp_path, "--only", workload, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(result.read_text())["results"][workload]["contenders"]["floor libpq"]
+    assert found["median"] > 0
+
+
+def test_the_floor_leaves_nothing_on_the_server(tmp_path: Path, postgres_address: str) -> None:
+    psycopg = pytest.importorskip("psycopg")
+    done = run(tmp_path, "--only", "blob_upload_small,cold", "--floor", f"libpq:{postgres_address}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with psycopg.connect(postgres_address) as connection:
+        assert not connection.execute("SELECT 1 FROM pg_namespace WHERE nspname LIKE 'bench%'").fetchall()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -62,8 +63,9 @@ def voted(storage, *records):
 
 def current(storage, oid):
     storage.poll_invalidations()
-    data, tid = storage.load(oid)
-    return data, tid
+    found = storage.load(oid)
+    storage.afterCompletion()
+    return found
 
 
 class Flaky:
@@ -200,7 +202,7 @@ def test_a_frozen_connection_leaves_the_question_open_until_it_ends(database, ne
 
 @pytest.mark.parametrize("reached", (True, False), ids=("committed", "not-committed"))
 def test_an_outcome_that_cannot_be_asked_for_is_unknown_and_not_transient(database, network, reached):
-    flaky = Flaky(database, network)
+    flaky = Flaky(database, network, commit_lock_timeout=0.3)
     sent, _ = flaky.lengths()
     described = voted(flaky.storage, (flaky.oid, flaky.tid, state("unknown")))
     network.arm(Fault(sent if reached else sent // 2))

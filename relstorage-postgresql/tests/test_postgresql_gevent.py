@@ -103,14 +103,14 @@ print(watcher.script("SELECT value FROM counter")[0][0])
 WORKING = '''
 import transaction, ZODB, relstorage
 from BTrees.Length import Length
-from persistent import Persistent
+from persistent.mapping import PersistentMapping
 from ZODB.blob import Blob
 
 storage = relstorage.open("postgresql", keep_history=keep_history, **options)
 db = ZODB.DB(storage)
 with db.transaction() as connection:
     connection.root()["length"] = Length()
-    connection.root()["own"] = [Persistent() for _ in range(3)]
+    connection.root()["own"] = [PersistentMapping() for _ in range(3)]
     connection.root()["large"] = "x" * 3_000_000
     connection.root()["blob"] = Blob(b"y" * 3_000_000)
 
@@ -120,7 +120,7 @@ def work(number):
     for _ in range(10):
         with manager:
             connection.root()["length"].change(1)
-            connection.root()["own"][number].value = "z" * 20_000
+            connection.root()["own"][number]["value"] = "z" * 20_000
         connection.cacheMinimize()
         with manager:
             assert len(connection.root()["large"]) == 3_000_000

@@ -1,36 +1,158 @@
 """PostgreSQL behind pgbouncer, whose clients share the server's connections: in turns of a session, or of a transaction.
 
-The conformance suite runs through it. In transaction mode the tables are in a schema that only the option names, and
-the bouncer has fewer connections than there are clients.
+A part of the conformance suite runs through it. In transaction mode the tables are in a schema that only the option
+names, and there are fewer connections to the server than clients have.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import threading
 
 import psycopg
 import pytest
 from postgresql_target import Postgres
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from ZODB.utils import p64, u64, z64
 
-from relstorage.errors import Disconnected
-from relstorage.testing import (  # noqa: F401  fixtures and tests are found by their names
-    DatabaseUnderTest,
+from relstorage.errors import LayoutError
+from relstorage.testing import (  # noqa: F401  tests and fixtures are found by their names
     TestBlobs,
-    TestPolling,
+    TestConflicts,
+    TestDeletion,
+    TestNewOids,
     TestProcesses,
     TestUndo,
-    blobs,
     database,
     free,
     known_gaps,
     own_transaction,
-    pair,
     preserving,
     pytest_generate_tests,
+    test_a_pack_removes_what_cannot_be_reached,
+    test_a_second_pack_works_after_every_object_was_modified,
+    test_a_transaction_after_the_packs_time_can_be_undone,
     workers,
 )
-from relstorage.testing.records import add, change, commit, state
+from relstorage.testing.packing import site  # noqa: F401
+from relstorage.testing.records import add, change, commit, meta, state
 
 _numbers = itertools.count(1)
+
+
+class InTurnsOfATransaction(Postgres):
+    """Each test has a schema; connections come from pgbouncer in transaction mode."""
+
+    def __init__(self, bouncer, direct):
+        self.bouncer = bouncer
+        self.address = direct
+
+    def new_database(self, directory):
+        made = super().new_database(directory)
+        return {**made, "dsn": self.bouncer.dsn(), "transaction_pooling": True}
+
+
+class InTurnsOfASession(Postgres):
+    """Each test has a database: pgbouncer keeps no search_path that a client asks for."""
+
+    def __init__(self, bouncer, direct):
+        self.bouncer = bouncer
+        self.address = direct
+
+    def new_database(self, directory):
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        return {"dsn": self.bouncer.dsn(name)}
+
+    def _direct(self, options):
+        return make_conninfo(self.address, dbname=psycopg.conninfo.conninfo_to_dict(options["dsn"])["dbname"])
+
+    def remove_database(self, options):
+        name = psycopg.conninfo.conninfo_to_dict(options["dsn"])["dbname"]
+        self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def connect(self, options):
+        return psycopg.connect(self._direct(options))
+
+
+class _Modes(Postgres):
+    """Only tells the suite which drivers there are; the fixture ``target`` gives the target."""
+
+
+TARGET = _Modes()
+
+
+@pytest.fixture(scope="module", params=("transaction", "session"))
+def target(request, postgres_address, new_pgbouncer):
+    settings = {"ignore_startup_parameters": "extra_float_digits", "max_client_conn": 200, "default_pool_size": 40}
+    with new_pgbouncer(postgres_address, request.param, settings) as bouncer:
+        kind = InTurnsOfATransaction if request.param == "transaction" else InTurnsOfASession
+        yield kind(bouncer, postgres_address)
+
+
+@pytest.fixture(scope="module")
+def narrow(postgres_address, new_pgbouncer):
+    """A pgbouncer in transaction mode with two connections to the server."""
+    with new_pgbouncer(postgres_address, "transaction", {"default_pool_size": 2, "max_client_conn": 100}) as bouncer:
+        yield InTurnsOfATransaction(bouncer, postgres_address)
+
+
+def test_many_clients_share_two_connections_and_leave_nothing_behind(narrow, tmp_path, keep_history):
+    from relstorage.testing.target import DatabaseUnderTest
+
+    made = DatabaseUnderTest(narrow, "psycopg", keep_history, tmp_path)
+    try:
+        storages = [made.open() for _ in range(6)]
+        oids = [storage.new_oid() for storage in storages]
+        tids = [commit(storage, (oid, z64, state(0))) for storage, oid in zip(storages, oids, strict=True)]
+        assert len(set(oids)) == 6
+        for round in range(5):
+            for number, storage in enumerate(storages):
+                storage.poll_invalidations()
+                assert storage.load(oids[number - 1])[1] == tids[number - 1]
+                storage.afterCompletion()
+                tids[number] = change(storage, oids[number], tids[number], round)
+        with psycopg.connect(narrow.bouncer.dsn(), autocommit=True, prepare_threshold=None) as connection:
+            for _ in range(4):
+                shown = connection.execute(
+                    """SELECT (SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql),
+                    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+                    (SELECT count(*) FROM pg_class WHERE relpersistence = 't'),
+                    current_setting('lock_timeout'), current_setting('synchronous_commit'), current_setting('search_path')
+                    """
+                ).fetchone()
+                assert shown == (0, 0, 0, "0", "on", '"$user", public')
+    finally:
+        made.close()
+
+
+def test_a_large_transaction_passes(narrow, tmp_path):
+    from relstorage.testing.target import DatabaseUnderTest
+
+    made = DatabaseUnderTest(narrow, "psycopg", False, tmp_path)
+    try:
+        storage = made.open()
+        described = meta()
+        storage.tpc_begin(described)
+        for number in range(1, 61):
+            storage.store(p64(number), z64, b"x" * 200_000, "", described)
+        storage.tpc_vote(described)
+        tid = storage.tpc_finish(described)
+        storage.poll_invalidations()
+        assert storage.load(p64(60)) == (b"x" * 200_000, tid)
+    finally:
+        made.close()
+
+
+def test_a_schema_that_a_pooler_forgot_is_noticed(new_pgbouncer, postgres_address, tmp_path):
+    target = InTurnsOfATransaction(None, postgres_address)
+    options = Postgres.new_database(target, tmp_path)
+    try:
+        with new_pgbouncer(postgres_address, "session", {"ignore_startup_parameters": "options"}) as bouncer:
+            import relstorage
+
+            with pytest.raises(LayoutError, match="transaction-pooling"):
+                relstorage.open("postgresql", **{**options, "dsn": bouncer.dsn(), "keep_history": False})
+    finally:
+        target.remove_database(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import transaction
@@ -102,6 +103,7 @@ def test_without_an_answer_to_the_question_no_file_is_removed(db, connection, mo
         raise Disconnected("nobody answers")
 
     monkeypatch.setattr(database.adapter.commit_steps, "committed_tid", unreachable)
+    monkeypatch.setattr(database, "options", replace(database.options, commit_lock_timeout=0.3))
     with pytest.raises(CommitOutcomeUnknown) as caught:
         commit_a_blob(db, connection, after=Disconnected("the answer was lost"))
     assert not isinstance(caught.value, TransientError)

@@ -51,6 +51,15 @@ class Package:
 
 POSTGRESQL = Package("postgresql", ("initdb", "postgres"))
 PGBOUNCER = Package("pgbouncer", ("pgbouncer",))
+# What compiles a driver of PostgreSQL.
+LIBPQ = Package("libpq-dev", ("pg_config",))
+COMPILER = Package("build-essential", ("gcc",))
+
+
+def python_headers(python: Path, version: str) -> Package:
+    """Return the package with the headers of one of Debian's own Pythons."""
+    name = "python3" if python.name in ("python3", "python") else f"python{version}"
+    return Package(f"{name}-dev", (f"{name}-config",))
 
 
 def provide(packages: Sequence[Package]) -> None:

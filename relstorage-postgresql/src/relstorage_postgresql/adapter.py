@@ -49,6 +49,7 @@ class PostgresAdapter:
             made,
             self.blob_store,
             current="current_object" if keep_history else "object_state",
+            schema=settings.search_path(),
             lock_timeout=settings.lock_timeout,
             early_lock_release=early_lock_release,
         )

@@ -77,13 +77,9 @@ _TABLE = """
     ON COMMIT DROP"""
 # The log is on disk, with everything before it, when a transaction that has written to it has ended.
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION
-_CONFIRM = call(
-    "confirm",
-    """SELECT tid, pg_logical_emit_message(TRUE, 'relstorage', '')::text FROM rs_commit
-    WHERE session = :session AND serial = :serial""",
-    "session serial",
-    "tid message",
-)
+_CONFIRM = """
+    SELECT tid, pg_logical_emit_message(TRUE, 'relstorage', '')::text FROM {schema}rs_commit
+    WHERE session = :session AND serial = :serial"""
 _STILL_RUNNING = call(
     "still running",
     """SELECT pid::bigint FROM pg_locks WHERE locktype = 'transactionid' AND granted
@@ -128,6 +124,8 @@ class _Progress:
     strange: set[int]
     blob_oids: list[int] = field(default_factory=list)
     blobs: list[int] = field(default_factory=list)
+    #: The incarnation of the server that ``pid`` and ``xid`` are numbers of.
+    server: Any = None
 
 
 @implementer(ICommitSteps)
@@ -144,6 +142,7 @@ class PostgresCommit:
         blob_store: Any,
         *,
         current: str,
+        schema: str | None,
         lock_timeout: float,
         early_lock_release: bool,
     ):
@@ -173,6 +172,9 @@ class PostgresCommit:
             "deleted blob_zoids blobs copy_zoids copy_tids",
         )
         self._choose = call("choose tid", f"SELECT {functions.choose_tid.name}(:timeout::int)", "timeout", "tid")
+        # It runs after the transaction, when a pooled session knows no search path any more.
+        confirm = _CONFIRM.format(schema="" if schema is None else f"{schema}.")
+        self._confirm = call("confirm", confirm, "session serial", "tid message")
         self._drain = call("drain", f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {DRAIN})::text", "", "void")
         self._lockable = call(
             "lockable", f"SELECT zoid FROM {current} WHERE zoid = ANY(:oids) FOR NO KEY UPDATE SKIP LOCKED", "oids",
@@ -308,7 +310,8 @@ class PostgresCommit:
                 list(commit.blob_copies), list(commit.blob_copies.values()),
             ),
         )  # fmt: skip
-        confirming = (_CONFIRM, (progress.session, progress.serial))
+        confirming = (self._confirm, (progress.session, progress.serial))
+        progress.server = session.known_incarnation
         try:
             if before_commit is None:
                 rows = session.finish([finishing], [confirming])
@@ -330,10 +333,13 @@ class PostgresCommit:
         session.rollback()
         holder = None
         try:
+            session.begin_snapshot()
             row = session.row(_HOLDER_OF_LOCK, (COMMIT,))
             holder = None if row is None else f"the server's process {row[0]}"
         except RelStorageError:
             pass  # the error to report is the first one
+        finally:
+            session.rollback()
         return UnableToAcquireCommitLockError(
             f"Committing to {self._name}: {holder or 'another transaction'} has held the commit lock for "
             f"{self._lock_timeout:g} seconds. Run the transaction again; if it happens often, raise "
@@ -348,17 +354,19 @@ class PostgresCommit:
         progress: _Progress | None = commit.progress
         if progress is None:
             return None
-        # While its process lives, the transaction may still be committed.
+        # While its process lives, the transaction may still be committed. Another server has other processes; when it
+        # was started, and its timeline, tell it.
+        same = progress.server is None or session.incarnation()[:2] == progress.server[:2]
         deadline = time.monotonic() + self._lock_timeout
         ended = False
-        while session.row(_STILL_RUNNING, (progress.pid, progress.xid)) is not None:
+        while same and session.row(_STILL_RUNNING, (progress.pid, progress.xid)) is not None:
             if not ended:
                 session.row(_END_PROCESS, (progress.pid,))
                 ended = True
             if time.monotonic() > deadline:
                 raise DriverError(f"{self._name}: the server's process {progress.pid} does not end its transaction.")
             time.sleep(0.02)
-        row = session.row(_CONFIRM, (progress.session, progress.serial))
+        row = session.row(self._confirm, (progress.session, progress.serial))
         return None if row is None else row[0]
 
     # --- for packing and maintenance

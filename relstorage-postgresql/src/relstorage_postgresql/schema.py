@@ -35,9 +35,13 @@ class _Found(NamedTuple):
     """What is in the schema."""
 
     layout: Layout
-    version: int
-    complete: bool
+    has_tables: bool
+    has_functions: bool
     identity: Identity | None
+
+    @property
+    def complete(self) -> bool:
+        return self.identity is not None and self.has_tables and self.has_functions
 
 
 @implementer(ISchema)
@@ -59,7 +63,7 @@ class PostgresSchema:
         self._keep = keep
         names = ", ".join(f"'{name}'" for name in sorted(NAMES))
         wanted = ", ".join(f"'{function.name}'" for function in (*functions.all(), BLOB_TRIGGER))
-        self._number_of_functions = len(functions.all()) + 1
+        self._names_of_functions = {function.name for function in functions.all()}
         #: The functions whose names rs_meta has were made together, and are still there unless somebody removed them.
         self._digest = " ".join(function.name.rpartition("_")[2] for function in (*functions.all(), BLOB_TRIGGER))
         self._look = f"""
@@ -67,7 +71,9 @@ class PostgresSchema:
                 array_to_string(ARRAY(
                     SELECT relname::text FROM pg_class
                     WHERE relnamespace = {_NAMESPACE} AND relname IN ({names})), ' '),
-                (SELECT count(*) FROM pg_proc WHERE pronamespace = {_NAMESPACE} AND proname IN ({wanted})),
+                array_to_string(ARRAY(
+                    SELECT proname::text FROM pg_proc
+                    WHERE pronamespace = {_NAMESPACE} AND proname IN ({wanted})), ' '),
                 (SELECT nspname::text FROM pg_namespace JOIN pg_class ON relnamespace = pg_namespace.oid
                     WHERE pg_class.oid = to_regclass('object_state')),
                 pg_is_in_recovery()"""
@@ -76,7 +82,7 @@ class PostgresSchema:
         session = self._open("store" if create else "load")
         try:
             found = self._expected(session) or self._detect(session, create)
-            if found.identity is None or not found.complete:
+            if not found.complete:
                 found = self._migrate(session, create)
         except BaseException:
             session.close()
@@ -100,7 +106,7 @@ class PostgresSchema:
             return None
         session.remember_incarnation(facts["incarnation"])
         layout = Layout.HISTORY_PRESERVING if self._keep_history else Layout.HISTORY_FREE
-        return _Found(layout, SCHEMA_VERSION, True, Identity(facts["uuid"], SCHEMA_VERSION, self._keep_history))
+        return _Found(layout, True, True, Identity(facts["uuid"], SCHEMA_VERSION, self._keep_history))
 
     def _detect(self, session: Any, create: bool) -> _Found:
         """Return what is there; raise where it cannot be opened."""
@@ -122,24 +128,26 @@ class PostgresSchema:
         version = int(facts.get("schema_version", 0))
         require(layout, keep_history=self._keep_history, version=version, create=create, name=self._name)
         # RelStorage may have been here since, or a version of ours with other functions.
-        complete = (
+        there = set(functions.split())
+        has_tables = (
             version == SCHEMA_VERSION
             and "seeded" in facts
-            and functions == self._number_of_functions
+            and BLOB_TRIGGER.name in there
             and {"rs_removed", "rs_pack_run", "rs_pack_garbage", "rs_commit"} <= tables
         )
-        if not complete and not create:
+        identity = Identity(facts["uuid"], version, self._keep_history) if "uuid" in facts else None
+        found = _Found(layout, has_tables, there >= self._names_of_functions, identity)
+        if not found.complete and not create:
             raise SchemaOutdated(
                 f"Opening {self._name}: tables, rows or functions of this version are missing, and create-schema is "
                 "false. Open it once with create-schema true, by a user who may create tables and functions."
             )
-        if not complete and in_recovery:
+        if not found.complete and in_recovery:
             raise ReadOnlyDatabase(
                 f"Opening {self._name}: tables, rows or functions of this version are missing, and the server is a "
                 "standby, where they cannot be made. Open the database on its primary server once."
             )
-        identity = Identity(facts["uuid"], version, self._keep_history) if "uuid" in facts else None
-        return _Found(layout, version, complete, identity)
+        return found
 
     def _migrate(self, session: Any, create: bool) -> _Found:
         session.begin_write()
@@ -147,10 +155,12 @@ class PostgresSchema:
             session.script(_LOCK)
             # Another process may have been faster.
             found = self._detect(session, create)
-            if found.identity is None or not found.complete:
+            if not found.complete:
                 if found.layout is Layout.EMPTY:
                     session.script(creation(self._keep_history))
-                session.script(migration(self._keep_history))
+                if not found.has_tables:
+                    # It waits for whoever uses the tables, so it is left out where another version is at work on them.
+                    session.script(migration(self._keep_history))
                 for function in self._functions.all():
                     session.script(function.create())
                 session.script(

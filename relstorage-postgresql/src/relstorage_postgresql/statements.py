@@ -10,6 +10,7 @@ import re
 from functools import cache
 
 from relstorage.sql import Dialect, Statement, Statements
+from relstorage.sql.contract import READ_AHEAD_BYTES
 from relstorage.sql.standard import Texts, texts
 
 _PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
@@ -65,7 +66,18 @@ _SHARED: Texts = {
         DELETE FROM rs_pack_garbage WHERE run = :run AND (zoid, tid) <= (:oid, :tid)""",
 }
 
+
+def _near(relation: str) -> str:
+    # The server knows the size of a state without reading it.
+    return f"""
+        SELECT zoid, state, tid FROM (
+            SELECT zoid, state, tid, sum(state_size) OVER (ORDER BY zoid ROWS UNBOUNDED PRECEDING) AS size
+            FROM {relation} WHERE zoid >= :first AND zoid <= :last) AS near
+        WHERE size <= {READ_AHEAD_BYTES} ORDER BY zoid"""
+
+
 _FREE: Texts = {
+    "current_range": _near("object_state"),
     "newest_tid": """
         SELECT greatest(
             coalesce((SELECT max(tid) FROM object_state), 0), coalesce((SELECT max(tid) FROM rs_removed), 0))""",
@@ -118,6 +130,7 @@ _raise_current = """
 _is_current = "EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = each.oid AND c.tid = each.tid)"
 
 _PRESERVING: Texts = {
+    "current_range": _near("object_state JOIN current_object USING (zoid, tid)"),
     # The newest revision through the index of object_state costs one look-up less than the view over both tables.
     "current_state": "SELECT state, tid FROM object_state WHERE zoid = :oid ORDER BY tid DESC LIMIT 1",
     "newest_tid": """

@@ -14,14 +14,16 @@ class ISession(Interface):
     """
 
     role = Attribute("'load', 'store' or 'pack'")
-    lost = Attribute("True once the connection is known to be gone")
+    lost = Attribute("True once the connection is known to be gone, and between transactions if it is to be left")
     in_transaction = Attribute("True between begin and commit or rollback")
-    may_lag = Attribute("True if it reads from a copy that may be behind the database")
+    may_lag = Attribute("True if it reads from a copy that may be behind the database; ``incarnation`` finds out")
 
     def incarnation():
         """Return what differs after the server was restarted or another took its place; None where nothing can.
 
-        A server that comes back may lack what was seen there before. Asked within a transaction.
+        A server that comes back may lack what was seen there before. With ``may_lag``, return a pair: what differs for
+        each copy, and what differs when the copy gets its changes from somewhere else, None if it gets none now.
+        Asked within a transaction, after its first statement.
         """
 
     def begin_snapshot():

@@ -135,7 +135,7 @@ def _look(
     report: PackReport,
 ) -> Mark:
     """Mark in memory."""
-    session = database.adapter.open_session("load")
+    session = database.adapter.open_session("pack")
     try:
         session.begin_snapshot()
         found = mark(session, database.statements, pack_tid, collect, find, reporter)

@@ -155,7 +155,8 @@ class Sweep:
         """
         sql, checked = self._sql, run.checked_tid
         for _ in range(ROUNDS):
-            reader = self._adapter.open_session("load")
+            # Not in the role 'load': a replica may know the list of garbage later than the records that refer to it.
+            reader = self._adapter.open_session("pack")
             try:
                 reader.begin_snapshot()
                 newest = reader.row(sql.newest_tid)[0]

@@ -14,8 +14,13 @@ from typing import Any
 from relstorage.sql.statement import Dialect, Statement, names_in
 
 
-def _one(doc: str, parameters: str = "", columns: str = "") -> Any:
-    return field(metadata={"doc": doc, "parameters": tuple(parameters.split()), "columns": tuple(columns.split())})
+#: How many bytes of states are worth reading before somebody asks for them.
+READ_AHEAD_BYTES = 500_000
+
+
+def _one(doc: str, parameters: str = "", columns: str = "", small: bool = False) -> Any:
+    facts = {"doc": doc, "parameters": tuple(parameters.split()), "columns": tuple(columns.split()), "small": small}
+    return field(metadata=facts)
 
 
 def _steps(doc: str, parameters: str = "") -> Any:
@@ -38,7 +43,13 @@ class Statements:
     current_tid: Statement = _one("The tid of an object's current revision.", "oid", "tid")
     current_tids: Statement = _one("The tids of the current revisions of many objects.", "oids", "zoid tid")
     current_records: Statement = _one("All current records from an oid on, in oid order.", "oid", "zoid state tid")
-    current_range: Statement = _one("The current revisions between two oids, included.", "first last", "zoid state tid")
+    current_range: Statement = _one(
+        f"""The current revisions between two oids, included, in oid order. What the states have beyond
+        {READ_AHEAD_BYTES} bytes may be left out.""",
+        "first last",
+        "zoid state tid",
+        small=True,
+    )
     object_count: Statement = _one("How many current objects there are.", "", "objects")
 
     # --- revisions
@@ -177,5 +188,6 @@ class Statements:
                     dialect.render(f"{name}.{n}", step, _used(step, facts["parameters"])) for n, step in enumerate(text)
                 )
             else:
-                rendered[name] = dialect.render(name, str(text), facts["parameters"], facts["columns"])
+                one = dialect.render(name, str(text), facts["parameters"], facts["columns"])
+                rendered[name] = one._replace(small=facts["small"])
         return cls(**rendered)

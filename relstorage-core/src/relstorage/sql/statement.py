@@ -17,6 +17,8 @@ class Statement(NamedTuple):
 
     A statement that is ``columnar`` takes a list for each parameter, and does for each place of these lists what others
     do once: ``ISession.run_many`` turns its tuples into such columns, ``ISession.run`` makes lists of one.
+
+    One that is ``small`` has few rows, and not many bytes in them: to stream its answer would be no use.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Statement(NamedTuple):
     columns: tuple[str, ...]
     arrays: tuple[int, ...] = ()
     columnar: bool = False
+    small: bool = False
 
     def fit(self, parameters: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the leading parameters that this step of a sequence uses."""

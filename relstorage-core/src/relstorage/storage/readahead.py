@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from relstorage.sql.contract import READ_AHEAD_BYTES
+
 #: A miss this close above the one before counts as reading in order.
 _NEAR = 4
 #: How many oids a read-ahead covers at first and at most, and how many bytes of states it may bring.
 _FIRST_SPAN, _LARGEST_SPAN = 8, 64
-_MOST_BYTES = 500_000
+_MOST_BYTES = READ_AHEAD_BYTES
 
 
 class ReadAhead:

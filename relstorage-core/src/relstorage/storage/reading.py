@@ -6,17 +6,35 @@ every load answers as of that moment. Without a snapshot, each call reads the ne
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from ZODB.POSException import POSKeyError
 
 from relstorage.errors import RelStorageError, SnapshotLost, StaleConnectionError
 from relstorage.ids import EVERYTHING, MAX_OID, to_bytes
 from relstorage.storage.readahead import ReadAhead
+
+log = logging.getLogger(__name__)
+
+#: After so many seconds of polls in a row, a session gets the chance to say that it is not to be used any more.
+LOOK_AFTER = 1.0
+
+
+class _Snapshot(NamedTuple):
+    """What a snapshot shows."""
+
+    session: Any
+    view: int
+    #: (oid, tid) of what changed since the view that was asked about; None if anything may have.
+    changes: list[tuple[int, int]] | None
+    #: The state cache that belongs to the server.
+    cache: Any
 
 
 class Reader:
@@ -26,21 +44,24 @@ class Reader:
         self,
         open_session: Callable[[], Any],
         statements: Any,
-        cache: Any,
         hooks: Any,
         lineage: Any,
         revert_when_stale: bool = False,
     ):
         self._open_session = open_session
         self._sql = statements
-        self._cache = cache
         self._hooks = hooks
         self._lineage = lineage
         self._revert_when_stale = revert_when_stale
-        #: The generation of the server that the last poll was answered by.
-        self.generation = lineage.generation
+        #: The state cache of the server that the last poll was answered by.
+        self.cache = lineage.cache
         self._tell_poll = hooks.listens("relstorage_polled")
         self._session: Any = None
+        #: The session, for the end of this object: a storage that is dropped leaves no connection behind.
+        self._held: list[Any] = []
+        weakref.finalize(self, _close_all, self._held)
+        #: When to look next whether the session is still the one to use.
+        self._look_at = 0.0
         #: The tid at which loads answer; -1 without a snapshot, so that no cache entry fits.
         self.view = -1
         #: The view that the last poll reported; changes after it are still to be told.
@@ -48,6 +69,8 @@ class Reader:
         self._ahead = ReadAhead()
         #: The tids of own commits, whose changes are no news here.
         self._own: set[int] = set()
+        #: The newest own commit since the last poll.
+        self._newest_own = 0
         # Only reads without a snapshot take it: with one, a storage is used by one thread at a time.
         self._lock = threading.RLock()
 
@@ -56,7 +79,7 @@ class Reader:
     def poll(self) -> list[int] | None:
         """Move to the newest view; return the oids that others changed since the last poll, None if any may have."""
         previous = self.reported
-        view, changes = self._begin(previous)
+        _, view, changes, self.cache = self._begin(previous)
         self.view = self.reported = view
         changed: list[int] | None
         if previous is None:
@@ -67,73 +90,85 @@ class Reader:
             own = self._own
             changed = list({oid for oid, tid in changes if tid not in own})
         self._own.clear()
+        self._newest_own = 0
         if self._tell_poll:
             self._hooks.relstorage_polled(view=view, changed=None if changed is None else len(changed))
         return changed
 
-    def _begin(self, previous: int | None) -> tuple[int, list[tuple[int, int]] | None]:
-        """Begin a snapshot, teach the cache what it did not know; return the view and the changes since
-        ``previous``."""
+    def _begin(self, previous: int | None) -> _Snapshot:
+        """Begin a snapshot and teach the cache what it did not know."""
         self.view = -1
         self._ahead.clear()
-        session = self._session
-        if session is None or session.lost:
-            session = self._session = self._open_session()
-            # A storage that is dropped without being released leaves no connection behind.
-            weakref.finalize(self, session.close)
-        cache, sql = self._cache, self._sql
-        # Read before the snapshot begins: the snapshot then contains everything up to it.
+        session = self._current_session()
+        cache, sql, lineage = self.cache, self._sql, self._lineage
+        # Read before the snapshot begins: the snapshot of the database itself then contains everything up to it.
         horizon = cache.horizon
         try:
             session.begin_snapshot()
             rows = session.rows(sql.changes_since, (horizon,)) if horizon >= 0 else []
-            generation = self._lineage.follow(session)
-            if generation != self.generation:
-                # The horizon may be one that this server never reached.
-                self.generation = generation
-                return self._begin_anew(session), None
+            present = lineage.follow(session)
+            if present is not cache:
+                return self._begin_anew(session, present)
+            # A copy may be behind what this process has seen; and the database behind a copy, which may show a commit
+            # before the database does.
+            uncertain = session.may_lag or lineage.has_copies
             if horizon < 0:
                 view = session.row(sql.newest_tid)[0]
                 cache.learn(None, view, ())
-                self._refuse_if_stale(session, view)
-                return view, [] if previous == view else None
-            if rows:
+            elif rows:
                 view = rows[-1][1]
                 cache.learn(horizon, view, [row for row in rows if row[0] is not None])
-            elif session.may_lag:
-                view = min(horizon, session.row(sql.newest_tid)[0])
             else:
-                view = horizon
-            if self._refuse_if_stale(session, view):
-                return view, None
+                view = min(horizon, session.row(sql.newest_tid)[0]) if uncertain else horizon
+            if uncertain and self._goes_back(view):
+                return _Snapshot(session, view, None, cache)
             if previous is None or previous == view:
-                return view, []
-            changes = cache.changes(previous, view)
+                return _Snapshot(session, view, [], cache)
+            # The log may leave out a change that another one followed before the horizon.
+            changes = cache.changes(previous, view) if view >= horizon else None
             if changes is None:
                 changes = [row for row in session.rows(sql.changes_since, (previous,)) if row[0] is not None]
             if any(oid == EVERYTHING for oid, _ in changes):
-                return view, None
-            return view, changes
+                changes = None
+            return _Snapshot(session, view, changes, cache)
         except RelStorageError:
             self.end()
             raise
 
-    def _begin_anew(self, session: Any) -> int:
-        view: int = session.row(self._sql.newest_tid)[0]
-        if self._cache.horizon < 0 or view > self._cache.horizon:
-            self._cache.learn(None, view, ())
-        return view
+    def _current_session(self) -> Any:
+        now = time.monotonic()
+        if now >= self._look_at:
+            # A session tells between transactions only that it is to be left.
+            self._look_at = now + LOOK_AFTER
+            self.end()
+        session = self._session
+        if session is None or session.lost:
+            self.close()
+            session = self._session = self._open_session()
+            self._held.append(session)
+        return session
 
-    def _refuse_if_stale(self, session: Any, view: int) -> bool:
+    def _begin_anew(self, session: Any, cache: Any) -> _Snapshot:
+        """Go on with a server that may lack what the last one had."""
+        view: int = session.row(self._sql.newest_tid)[0]
+        if view > cache.horizon:
+            cache.learn(None, view, ())
+        if session.may_lag:
+            self._goes_back(view)
+        return _Snapshot(session, view, None, cache)
+
+    def _goes_back(self, view: int) -> bool:
         """Return False if this storage has seen nothing that the snapshot lacks; else raise, or return True where the
         options want to go back in time rather than fail."""
-        if not session.may_lag or view >= max((self.reported or 0, *self._own)):
+        seen = max(self.reported or 0, self._newest_own)
+        if view >= seen:
             return False
         if not self._revert_when_stale:
             raise StaleConnectionError(
                 "Reading from a replica: it has not received yet what this storage has seen or committed. "
                 "Run the transaction again."
             )
+        log.warning("Reading goes back in time, from transaction %#x to %#x: the replica is behind", seen, view)
         return True
 
     def end(self) -> None:
@@ -146,20 +181,23 @@ class Reader:
 
     def note_own(self, tid: int) -> None:
         """Leave the changes of this commit out of the next poll."""
+        self._newest_own = tid
         if self.reported is not None:
             self._own.add(tid)
 
     @contextmanager
-    def snapshot(self) -> Iterator[tuple[Any, int]]:
-        """Give the session within a snapshot, and the view: the storage's own, or a short one of the newest state."""
+    def snapshot(self) -> Iterator[_Snapshot]:
+        """Give the session within a snapshot: the storage's own, or a short one of the newest state."""
         if self.view >= 0:
-            yield self._usable(), self.view
+            yield _Snapshot(self._usable(), self.view, None, self.cache)
             return
         with self._lock:
             # The view of a short snapshot is not set: other threads would take the snapshot for theirs.
-            view, _ = self._begin(None)
+            snapshot = self._begin(None)
+            if self.reported is None:
+                self.cache = snapshot.cache
             try:
-                yield self._session, view
+                yield snapshot
             finally:
                 self.end()
 
@@ -185,9 +223,8 @@ class Reader:
     def close(self) -> None:
         """Give the connection up."""
         self.view = -1
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        self._session = None
+        _close_all(self._held)
 
     # --- loads
 
@@ -198,30 +235,32 @@ class Reader:
         if self.view >= 0:
             ahead = self._ahead
             found = ahead.waiting.pop(oid, None)
-            if found is not None:
-                ahead.took(oid)
-                state, tid = found
-                self._cache.remember(oid, tid, state, self.view)
-                return state, to_bytes(tid)
-            session = self._usable()
-            span = ahead.span(oid)
-            if span > 1:
-                ahead.fill(session.stream(self._sql.current_range, (oid + 1, oid + span)))
-            return self._load_row(session, oid, self.view)
-        with self.snapshot() as (session, view):
-            return self._cache.lookup(oid, view) or self._load_row(session, oid, view)
+            if found is None:
+                session = self._usable()
+                span = ahead.span(oid)
+                if span > 1:
+                    ahead.fill(session.stream(self._sql.current_range, (oid, oid + span)))
+                    found = ahead.waiting.pop(oid, None)
+                if found is None:
+                    return self._load_row(oid, session, self.view, None, self.cache)
+            ahead.took(oid)
+            state, tid = found
+            self.cache.remember(oid, tid, state, self.view)
+            return state, to_bytes(tid)
+        with self.snapshot() as snapshot:
+            return snapshot.cache.lookup(oid, snapshot.view) or self._load_row(oid, *snapshot)
 
-    def _load_row(self, session: Any, oid: int, view: int) -> tuple[bytes, bytes]:
+    def _load_row(self, oid: int, session: Any, view: int, _: Any, cache: Any) -> tuple[bytes, bytes]:
         row = session.row(self._sql.current_state, (oid,))
         if row is None or not row[0]:
             raise POSKeyError(to_bytes(oid))
         state, tid = row
-        self._cache.remember(oid, tid, state, view)
+        cache.remember(oid, tid, state, view)
         return state, to_bytes(tid)
 
     def load_before(self, oid: int, before: int) -> tuple[bytes, bytes, bytes | None] | None:
         """Return state, tid and following tid of the newest revision below ``before``; None if all are newer."""
-        with self.snapshot() as (session, _):
+        with self.snapshot() as (session, *_):
             row = session.row(self._sql.state_before, (oid, before))
             if row is None:
                 if session.row(self._sql.current_tid, (oid,)) is None:
@@ -237,10 +276,10 @@ class Reader:
     def load_revision(self, oid: int, tid: int) -> bytes:
         """Return the state of one revision."""
         if self.view >= 0:
-            record = self._cache.lookup(oid, self.view)
+            record = self.cache.lookup(oid, self.view)
             if record is not None and record[1] == to_bytes(tid):
                 return record[0]
-        with self.snapshot() as (session, _):
+        with self.snapshot() as (session, *_):
             row = session.row(self._sql.revision_state, (oid, tid))
         if row is None or not row[0]:
             raise POSKeyError(to_bytes(oid))
@@ -250,7 +289,7 @@ class Reader:
         """Bring the current revisions that the cache lacks into it, in one query."""
         if self.view < 0:
             return
-        view, cache = self.view, self._cache
+        view, cache = self.view, self.cache
         missing = [oid for oid in oids if not cache.contains(oid, view)]
         if not missing:
             return
@@ -265,7 +304,7 @@ class Reader:
             return found
         missing = []
         for oid in oids:
-            record = self._cache.lookup(oid, self.view)
+            record = self.cache.lookup(oid, self.view)
             if record is None:
                 missing.append(oid)
             else:
@@ -274,3 +313,8 @@ class Reader:
             for oid, state, tid in self._usable().rows(self._sql.current_states, (missing,)):
                 found[oid] = (tid, state)
         return found
+
+
+def _close_all(sessions: list[Any]) -> None:
+    while sessions:
+        sessions.pop().close()

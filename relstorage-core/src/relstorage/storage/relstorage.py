@@ -111,8 +111,8 @@ class RelStorage:
         """Return the newest tid in the view, or in the database without one."""
         if self._reader.view >= 0:
             return to_bytes(self._reader.view)
-        with self._reader.snapshot() as (_, view):
-            return to_bytes(view)
+        with self._reader.snapshot() as snapshot:
+            return to_bytes(snapshot.view)
 
     def getExtensionMethods(self) -> dict[str, None]:
         """Return no methods: nothing is offered to ZEO's clients beyond the interfaces."""
@@ -428,7 +428,7 @@ class RelStorage:
         return blobs
 
     def _download(self, oid: int, tid: int, path: str) -> bool:
-        with self._reader.snapshot() as (session, _):
+        with self._reader.snapshot() as (session, *_):
             return self._database.adapter.blob_store.get(session, oid, tid, path)
 
     # --- maintenance
@@ -466,7 +466,8 @@ class RelStorage:
         database = self._database
         self._reader.end()
         with database.store_sessions.session() as session:
-            tid = database.adapter.commit_steps.lock_and_choose_tid(session)
+            # Who has voted may hold what is removed here, and would wait for the lock taken here.
+            tid = database.adapter.commit_steps.lock_and_choose_tid(session, drained=True)
             database.adapter.schema.zap(session)
             session.run(self._statements.prune_removed, (tid,))
             session.run(self._statements.note_removed, (EVERYTHING, tid))

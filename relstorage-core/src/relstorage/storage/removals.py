@@ -28,7 +28,8 @@ def refuse_links_to_removed(
     ``session`` is in the transaction of the vote, so that no sweep can begin before the end of it.
     """
     stored = {oid for oid, _, kind in staged.records.bases() if kind is not Kind.DELETE}
-    linked = {oid: oid for oid in stored}
+    # What is to stay as it was read is locked until this transaction ends, which the sweep must not have to wait for.
+    linked = {oid: oid for oid in (*stored, *staged.read_current)}
     for record in staged.records:
         if record.state is not None:
             for target in _references(record.state, untransform):

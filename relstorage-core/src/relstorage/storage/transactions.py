@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: States of own commits up to this many bytes in all go into the state cache.
 CACHED_PER_COMMIT = 4_000_000
+#: While no server can be asked what became of a commit, try again after so many seconds.
+ASK_EVERY = 0.1
 
 
 class Commit:
@@ -185,16 +187,22 @@ class Commit:
         if not self._session.lost and self._session.in_transaction:
             return None
         database = self._database
-        try:
-            with database.store_sessions.session() as session:
-                return database.adapter.commit_steps.committed_tid(session, self.staged)
-        except RelStorageError as error:
-            self._leave()
-            raise CommitOutcomeUnknown(
-                f"Committing to {database.adapter.name}: the connection was lost, and the database could not be asked "
-                f"whether the transaction of {len(self.staged.records)} objects is there ({error}). "
-                "Look before you run it again."
-            ) from error
+        deadline = time.monotonic() + database.options.commit_lock_timeout
+        while True:
+            try:
+                with database.store_sessions.session() as session:
+                    return database.adapter.commit_steps.committed_tid(session, self.staged)
+            except RelStorageError as error:
+                # The server may be restarting, or another one be about to take its place.
+                if isinstance(error, Disconnected) and time.monotonic() < deadline:
+                    time.sleep(ASK_EVERY)
+                    continue
+                self._leave()
+                raise CommitOutcomeUnknown(
+                    f"Committing to {database.adapter.name}: the connection was lost, and the database could not be "
+                    f"asked whether the transaction of {len(self.staged.records)} objects is there ({error}). "
+                    "Look before you run it again."
+                ) from error
 
     def _leave(self) -> None:
         """End without undoing anything: a blob file too many does no harm, a missing one would."""

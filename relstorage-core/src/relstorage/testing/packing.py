@@ -544,6 +544,28 @@ def test_a_link_to_an_object_that_was_removed_meanwhile_is_refused(site: Site) -
     site.verify()
 
 
+def test_what_is_to_be_removed_cannot_be_required_to_stay(site: Site, database: DatabaseUnderTest) -> None:
+    # The lock on it, and the commit lock that the sweep has, would wait for each other.
+    oid = site.garbage(1)[0]
+    other = database.open(commit_lock_timeout=5)
+    _, serial = other.load(p64(oid))
+    one = TransactionMetaData()
+    refused = []
+
+    def require() -> None:
+        other.tpc_begin(one)
+        other.checkCurrentSerialInTransaction(p64(oid), serial, one)
+        try:
+            other.tpc_vote(one)
+        except TransientError as error:
+            refused.append(error)
+            other.tpc_abort(one)
+
+    site.pack(progress=_at("sweep", require))
+    assert len(refused) == 1
+    site.verify()
+
+
 def test_a_link_that_conflict_resolution_merges_is_refused_too(site: Site) -> None:
     site.root["tree"] = OOBTree(a=1)
     site.add("box", PersistentMapping())

@@ -22,6 +22,7 @@ UNIQUE_VIOLATION = "23505"
 
 _STATES = {
     "25006": Failure.READ_ONLY,  # read_only_sql_transaction
+    "25P02": Failure.SNAPSHOT_LOST,  # in_failed_sql_transaction: an error before this one ended the transaction
     "25P03": Failure.DISCONNECTED,  # idle_in_transaction_session_timeout
     "40001": Failure.SNAPSHOT_LOST,  # serialization_failure: on a standby, what the snapshot needs was removed
     "40P01": Failure.DEADLOCK,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from functools import cache
+from inspect import signature
 from typing import Any
 
 from zope.interface import implementer
@@ -119,7 +120,8 @@ class Pg8000Driver:
     distribution = "pg8000"
 
     def check(self) -> None:
-        connection_class()
+        if "startup_params" not in signature(connection_class().__init__).parameters:
+            raise ImportError("pg8000 is older than 1.31.3")
 
     def classify(self, exception: BaseException) -> Failure:
         from pg8000.exceptions import Error

@@ -277,6 +277,8 @@ class PsycopgSession(PostgresSession):
     def _exchange(self, calls: Sequence[Call], done: Callable[[int], None] | None = None) -> list[Any]:
         """Send everything at once and return a result for each call; ``done`` is told the position of each success."""
         self._require_connection()
+        if not self.in_transaction and self.settings.local():
+            return self._exchange_alone(calls, done)
         prelude = self._take_prelude()
         try:
             if self._unread:
@@ -286,6 +288,18 @@ class PsycopgSession(PostgresSession):
             return self._pipeline(prelude, calls, done)
         except BaseException as error:
             raise self._what_to_raise(error) from error.__cause__
+
+    def _exchange_alone(self, calls: Sequence[Call], done: Callable[[int], None] | None) -> list[Any]:
+        """Execute what is in no transaction in one of its own: in another, the tables would not be found."""
+        self._prelude = ("BEGIN", *self.settings.local())
+        self.in_transaction = True
+        try:
+            results = self._exchange((*calls, (_COMMIT, ())), done)[:-1]
+        except BaseException:
+            self.rollback()
+            raise
+        self.in_transaction = False
+        return results
 
     def _one(self, statement: Statement, parameters: tuple[Any, ...]) -> Any:
         plan, pgconn = self._plan(statement), self._pgconn

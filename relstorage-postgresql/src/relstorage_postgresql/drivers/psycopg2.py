@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from zope.interface import implementer
@@ -25,7 +25,7 @@ from relstorage_postgresql.drivers.text import TextSession
 from relstorage_postgresql.drivers.waiting import Wait, is_readable, single_addresses, wait_here
 
 # What `poll` returns: https://www.psycopg.org/docs/extensions.html#poll-constants
-_DONE, _READ, _WRITE = 0, 1, 2
+_DONE, _WRITE = 0, 2
 #: https://www.psycopg.org/docs/extensions.html#transaction-status-constants
 _STATES = {0: "idle", 2: "open", 3: "failed"}
 
@@ -34,12 +34,9 @@ _STATES = {0: "idle", 2: "open", 3: "failed"}
 class Psycopg2Session(TextSession):
     """A connection of psycopg2, or of what has the same interface."""
 
-    def __init__(
-        self, connection: Any, error: type[Exception], wait: Wait, settings: SessionSettings, role: str, one_by_one: bool
-    ):
+    def __init__(self, connection: Any, error: type[Exception], wait: Wait, settings: SessionSettings, role: str):
         super().__init__(settings, role)
         self.errors = (error, OSError)
-        self.one_by_one = one_by_one
         self._connection = connection
         self._wait = wait
         #: What the answer to a ROLLBACK is still to be read from.
@@ -113,52 +110,42 @@ def poll_until_done(connection: Any, wait: Wait, deadline: float | None = None) 
 
 @implementer(IDriver)
 class Psycopg2Driver:
-    """psycopg2, and what has the same interface."""
+    """psycopg2."""
 
+    name = "postgresql.psycopg2"
     backend = "postgresql"
-
-    def __init__(
-        self,
-        module: str,
-        distribution: str,
-        write_dsn: Callable[[Mapping[str, str]], str] = dsn.format,
-        one_by_one: Callable[[], bool] = lambda: False,
-    ):
-        self.name = f"postgresql.{module}"
-        self.aliases = (f"gevent {module}",)
-        self.distribution = distribution
-        self._module = module
-        self._write_dsn = write_dsn
-        self._one_by_one = one_by_one
+    aliases: tuple[str, ...] = ("gevent psycopg2",)
+    distribution = "psycopg2-binary"
+    #: What has the interface.
+    module = "psycopg2"
 
     def check(self) -> None:
-        importlib.import_module(self._module)
+        importlib.import_module(self.module)
 
     def classify(self, exception: BaseException) -> Failure:
-        if isinstance(exception, importlib.import_module(self._module).Error):
+        if isinstance(exception, importlib.import_module(self.module).Error):
             return meaning(getattr(exception, "pgcode", None))
         return Failure.DISCONNECTED if isinstance(exception, OSError) else Failure.OTHER
 
     def open_session(self, settings: SessionSettings, role: str) -> Psycopg2Session:
-        module = importlib.import_module(self._module)
-        parameters = settings.connection_parameters()
+        error_class = importlib.import_module(self.module).Error
         wait = wait_here()
         problems: list[str] = []
-        for attempt in single_addresses(parameters):
+        for parameters in single_addresses(settings.connection_parameters()):
             try:
-                connection = self._connect(module, attempt, wait)
-            except (module.Error, OSError) as error:
+                connection = self._connect(parameters, wait)
+            except (error_class, OSError) as error:
                 problems.append(" ".join(dsn.mask(str(error), settings.parameters).split()))
-                continue
-            return Psycopg2Session(connection, module.Error, wait, settings, role, self._one_by_one())
+            else:
+                return Psycopg2Session(connection, error_class, wait, settings, role)
         raise Disconnected(
             f"Connecting to {settings.name}: {'; '.join(dict.fromkeys(problems))}. "
             "Check that the server runs and that the dsn is right."
         )
 
-    def _connect(self, module: Any, parameters: Mapping[str, str], wait: Wait) -> Any:
+    def _connect(self, parameters: Mapping[str, str], wait: Wait) -> Any:
         patience = float(parameters.get("connect_timeout") or 0)
-        connection = module.connect(self._write_dsn(parameters), async_=1)
+        connection = self.start_to_connect(parameters)
         try:
             poll_until_done(connection, wait, time.monotonic() + patience if patience > 0 else None)
         except BaseException:
@@ -166,6 +153,11 @@ class Psycopg2Driver:
             raise
         return connection
 
+    def start_to_connect(self, parameters: Mapping[str, str]) -> Any:
+        """Return an asynchronous connection, which is open when ``poll`` says so."""
+        import psycopg2
 
-driver = Psycopg2Driver("psycopg2", "psycopg2-binary")
+        return psycopg2.connect(dsn.format(parameters), async_=1)
 
+
+driver = Psycopg2Driver()

@@ -6,6 +6,7 @@ trip.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,7 +59,7 @@ class PostgresSession:
         #: What begins the transaction and has not been sent yet.
         self._prelude: tuple[str, ...] = ()
         self._streams = itertools.count(1)
-        self._incarnation: tuple[str, ...] | None = None
+        self._incarnation: tuple[str | None, ...] | None = None
         #: Asked between transactions: whether to connect again, because another server is to be used.
         self.outdated: Callable[[], bool] | None = None
 
@@ -86,18 +87,23 @@ class PostgresSession:
 
     # --- transactions
 
-    def incarnation(self) -> tuple[str, ...]:
+    def incarnation(self) -> tuple[str | None, ...]:
         if self._incarnation is None or self.may_lag or self.settings.pooled:
             # A standby may become a primary at any time. Behind a pooler, each transaction may be on another server.
             self.remember_incarnation(self._send([f"SELECT {INCARNATION}"])[0][0])
         assert self._incarnation is not None
         return self._incarnation
 
+    @property
+    def known_incarnation(self) -> tuple[str | None, ...] | None:
+        """What ``incarnation`` has returned last."""
+        return self._incarnation
+
     def remember_incarnation(self, told: str) -> None:
         """Take what the server said of ``INCARNATION``."""
         kind, *facts = told.split()
         self.may_lag = kind == "standby"
-        self._incarnation = tuple(facts)
+        self._incarnation = (facts[0], facts[1] if len(facts) > 1 else None) if self.may_lag else tuple(facts)
 
     def begin_snapshot(self) -> None:
         unfinished = self.in_transaction and not self._prelude
@@ -174,20 +180,27 @@ class PostgresSession:
             self._ask(statement, tuple(map(list, zip(*part, strict=True))))
 
     def stream(self, statement: Statement, parameters: tuple[Any, ...] = ()) -> Iterator[Any]:
+        if statement.small:
+            yield from self.rows(statement, parameters)
+            return
         name = f"rs_stream_{next(self._streams)}"
         declaration = f"DECLARE {name} NO SCROLL CURSOR FOR {statement.text}"
         opening = Statement(f"{statement.name}, as a stream", declaration, statement.parameters, (), statement.arrays)
         self._ask(opening, parameters)
         count = FIRST_ROWS
-        while True:
-            rows = self._ask(Statement(statement.name, f"FETCH {count} FROM {name}", (), statement.columns), ())[0]
-            yield from rows
-            if len(rows) < count:
-                break
-            size = sum(len(cell) for row in rows for cell in row if type(cell) is bytes)
-            count = max(1, min(MOST_ROWS, count * STREAM_BYTES // max(size, 1), 4 * count))
-        if self.in_transaction and not self._lost:
-            self._send([f"CLOSE {name}"])
+        try:
+            while True:
+                rows = self._ask(Statement(statement.name, f"FETCH {count} FROM {name}", (), statement.columns), ())[0]
+                yield from rows
+                if len(rows) < count:
+                    break
+                size = sum(len(cell) for row in rows for cell in row if type(cell) is bytes)
+                count = max(1, min(MOST_ROWS, count * STREAM_BYTES // max(size, 1), 4 * count))
+        finally:
+            # With its transaction, the cursor ends by itself.
+            if self.in_transaction and not self._lost and not self._prelude:
+                with contextlib.suppress(RelStorageError):
+                    self._send([f"CLOSE {name}"])
 
     def batch(self, *calls: Call) -> list[Any]:
         """Execute statements in one round trip where possible; return the rows of the last one that has any."""
@@ -203,6 +216,9 @@ class PostgresSession:
 
     def script(self, *texts: str) -> list[Any]:
         """Execute statements that are no part of the contract (schema, locks); return the last one's rows."""
+        if not self.in_transaction:
+            # Sent together, they are one transaction.
+            texts = (*self.settings.local(), *texts)
         return self._send(texts)
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ class SessionSettings:
 
     def begin_snapshot(self) -> tuple[str, ...]:
         """Return the statements that begin a transaction that reads."""
-        return ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", *self._local())
+        return ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", *self.local())
 
     def begin_write(self, role: str, timeout: float | None) -> tuple[str, ...]:
         """Return the statements that begin a transaction that writes."""
@@ -50,9 +50,10 @@ class SessionSettings:
         if role == "pack":
             # Its last transaction, which waits for the disk, makes the others durable too.
             statements.append("SET LOCAL synchronous_commit = off")
-        return (*statements, *self._local())
+        return (*statements, *self.local())
 
-    def _local(self) -> tuple[str, ...]:
+    def local(self) -> tuple[str, ...]:
+        """Return the statements without which a transaction would not find the tables."""
         path = self.search_path()
         return (f"SET LOCAL search_path = {path}",) if self.pooled and path is not None else ()
 

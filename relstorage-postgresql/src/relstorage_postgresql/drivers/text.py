@@ -69,9 +69,6 @@ class TextSession(PostgresSession):
 
     #: What the driver raises for errors of the server and of the connection.
     errors: tuple[type[Exception], ...] = ()
-    #: Whether statements of a transaction are sent one by one: only the first one's answer is waited for in a way that
-    #: lets others run.
-    one_by_one = False
 
     def __init__(self, settings: SessionSettings, role: str):
         super().__init__(settings, role)
@@ -115,7 +112,7 @@ class TextSession(PostgresSession):
             # The server would roll back, and report no error.
             self.in_transaction = True
             self.rollback()
-            raise DriverError(f"{self.settings.name}: a transaction in which a statement has failed cannot be committed.")
+            raise DriverError(f"{self.settings.name}: a transaction cannot be committed after a statement has failed.")
         self._execute([text], "committing" if text == "COMMIT" else "rolling back")
 
     def finish(self, before: Sequence[Call], after: Sequence[Call]) -> list[Any]:
@@ -146,7 +143,9 @@ class TextSession(PostgresSession):
             texts.append(plan.render(parameters))
         attempt = calls[-1][0].name if len(calls) == 1 else ", ".join(statement.name for statement, _ in calls)
         try:
-            return self._execute((*self._take_prelude(), *texts), attempt)
+            # Sent together, they are one transaction.
+            before = self._take_prelude() if self.in_transaction else self.settings.local()
+            return self._execute((*before, *texts), attempt)
         except BaseException:
             for plan in preparing:
                 # The error may have come before the server knew it, or after.
@@ -161,10 +160,6 @@ class TextSession(PostgresSession):
 
     def _execute(self, texts: Sequence[str], attempt: str) -> tuple[list[Any], int]:
         try:
-            if self.one_by_one and self.in_transaction:
-                for text in texts[:-1]:
-                    self.query(text)
-                return self.query(texts[-1])
             return self.query(";".join(texts))
         except self.errors as error:
             self._fail(error, attempt)

@@ -1,4 +1,4 @@
-"""Waiting for the socket of a connection: in the thread, or, where gevent has patched the process, in the greenlet alone.
+"""Waiting for the socket of a connection: in the thread or, where gevent has patched the process, in a greenlet.
 
 libpq's own waiting blocks the thread, and signals are not heard before it ends. Drivers that can do without it wait
 here.

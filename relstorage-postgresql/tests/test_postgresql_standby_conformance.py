@@ -1,0 +1,64 @@
+"""Who reads from a hot standby and writes to the primary gets what the core promises. Commits return when the standby
+shows them, so that the suite, which expects to see at once what was committed, can be used."""
+
+from __future__ import annotations
+
+import pytest
+from postgresql_target import Postgres
+
+from relstorage.testing import (
+    TestBlobs,
+    TestCommit,
+    TestConflicts,
+    TestDeletion,
+    TestLoads,
+    TestPolling,
+    TestReadCurrent,
+    TestUndo,
+    database,
+    free,
+    known_gaps,
+    own_transaction,
+    preserving,
+    pytest_generate_tests,
+    target,
+)
+from relstorage.testing.target import Gap
+
+__all__ = [
+    "TestBlobs",
+    "TestCommit",
+    "TestConflicts",
+    "TestDeletion",
+    "TestLoads",
+    "TestPolling",
+    "TestReadCurrent",
+    "TestUndo",
+    "database",
+    "free",
+    "known_gaps",
+    "own_transaction",
+    "preserving",
+    "pytest_generate_tests",
+    "target",
+]
+
+
+class WithStandby(Postgres):
+    """A primary, and a standby that load connections read from."""
+
+    def new_database(self, directory):
+        path = directory / "standbys"
+        path.write_text(f"# what reads\n{self.standby}\n")
+        return {**super().new_database(directory), "ro_replica_conf": str(path)}
+
+
+TARGET = WithStandby()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _servers(new_postgres):
+    settings = {"synchronous_commit": "remote_apply", "max_locks_per_transaction": 256}
+    with new_postgres(settings=settings) as primary, primary.make_standby(synchronous=True) as standby:
+        TARGET.address, TARGET.standby = primary.dsn(), f"127.0.0.1:{standby.port}"
+        yield
