@@ -16,7 +16,7 @@ from subject import NotAvailable, Stopwatch, Subject, WrongResult, leaves, recor
 from ZODB.blob import Blob
 from ZODB.Connection import Connection
 from ZODB.FileStorage import FileStorage
-from ZODB.interfaces import IBlobStorage
+from ZODB.interfaces import IBlobStorage, IMVCCStorage
 
 Step = Callable[[Subject], Any]
 Run = Callable[[Subject, Stopwatch], None]
@@ -94,7 +94,8 @@ def cold(subject: Subject, watch: Stopwatch) -> None:
 def prefetch(subject: Subject, watch: Stopwatch) -> None:
     subject.empty_cache_directory()
     with subject.database() as db, subject.connection(db) as connection:
-        if not (hasattr(db.storage, "prefetch") or hasattr(type(connection._storage), "prefetch")):
+        # ZODB puts an adapter, which always has it, before a storage that does not do MVCC itself.
+        if not hasattr(connection._storage if IMVCCStorage.providedBy(db.storage) else db.storage, "prefetch"):
             raise NotAvailable("the storage has no prefetch")
         objects = leaves(connection, "objects")
         with watch(len(objects)):

@@ -263,7 +263,9 @@ def database(made: Callable[[Case], Any], case: Case, tmp_path: Path) -> Iterato
 
 
 @pytest.fixture
-def new_database(server: str, python_with: Callable[[str], str], case: Case, tmp_path: Path) -> Iterator[Place]:
+def new_database(
+    postgres_address: str, python_with: Callable[[str], str], case: Case, tmp_path: Path
+) -> Iterator[Place]:
     """A database in which nobody has made anything yet."""
     with Place(postgres_address, tmp_path / "new", case, python_with(NEWEST)) as database:
         yield database

@@ -30,9 +30,10 @@ class Fault:
     server_learns: bool = True
     #: Whether the client learns that the connection is cut. If not, it waits until ``FlakyNetwork.heal``.
     client_learns: bool = True
-    #: What passed since: requests and answers.
+    #: What passed since: requests, answers to what is not the end of them, and how many bytes after that.
     sent: bytes = b""
     answered: bytes = b""
+    passed: int = 0
     happened: threading.Event = field(default_factory=threading.Event)
 
 
@@ -56,6 +57,12 @@ class FlakyNetwork:
         with self._lock:
             self._fault = fault
         return fault
+
+    def disarm(self, fault: Fault) -> None:
+        """Let everything pass again, if the fault has not happened yet."""
+        with self._lock:
+            self._fault = None
+        fault.request = 1 << 62
 
     def refuse(self) -> None:
         """Let nobody connect any more; those who are connected stay."""
@@ -112,10 +119,10 @@ class FlakyNetwork:
                     if not data:
                         return
                     if fault is not None and len(fault.sent) == fault.request:
-                        data = data[: fault.answer - len(fault.answered)]
-                        fault.answered += data
+                        data = data[: fault.answer - fault.passed]
+                        fault.passed += len(data)
                         client.sendall(data)
-                        if len(fault.answered) == fault.answer:
+                        if fault.passed == fault.answer:
                             return self._cut(client, server, fault)
                     else:
                         if fault is not None:

@@ -17,7 +17,8 @@ import pytest
 from postgresql_faults import Fault, FlakyNetwork, in_thread, observed
 from postgresql_target import Postgres
 from transaction.interfaces import TransientError
-from ZODB.utils import p64, u64, z64
+from ZODB.POSException import ConflictError, UndoError
+from ZODB.utils import u64, z64
 
 import relstorage
 from relstorage.errors import CommitOutcomeUnknown, Disconnected, RelStorageError
@@ -170,6 +171,7 @@ def test_a_vote_cut_off_anywhere_keeps_nothing_and_may_be_tried_again(database, 
             pass
         else:
             storage.tpc_abort(described)
+        network.disarm(fault)
         assert current(witness, oid) == (state(number - 1 if number else 0), tid)
         # A half-open connection may have left its locks behind on the server, where the system does not tell.
         if fault.server_learns:
@@ -362,3 +364,222 @@ def test_a_client_with_a_wrong_clock_changes_nothing(database, tmp_path, hours):
     assert tids == sorted(set(tids))
     now = relstorage.ids.seconds_at(int(tids[-1], 16))
     assert abs(now - time.time()) < 600
+
+
+# --- rights
+
+
+@pytest.fixture
+def role(new_postgres):
+    """A server's (administrator, connection string) of a role that may create in one schema, and nothing else."""
+    with new_postgres(settings={"fsync": False, "max_connections": 30}) as server:
+        server.psql(
+            """CREATE ROLE plain LOGIN PASSWORD 'plain' NOSUPERUSER NOCREATEDB NOCREATEROLE;
+            CREATE ROLE looker LOGIN PASSWORD 'looker';
+            REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+            REVOKE TEMPORARY ON DATABASE zodb FROM looker;
+            CREATE SCHEMA ours;
+            GRANT CREATE, USAGE ON SCHEMA ours TO plain;
+            GRANT USAGE ON SCHEMA ours TO looker;"""
+        )
+        yield server, f"host=127.0.0.1 port={server.port} dbname=zodb user=plain password=plain"
+
+
+def test_a_role_without_privileges_does_everything_and_one_that_may_only_select_reads(role, tmp_path, keep_history):
+    server, dsn = role
+    network = FlakyNetwork(dsn)
+    blob_dir = tmp_path / "blobs"
+    mode = {"keep_history": keep_history, "schema": "ours"}
+    storage = relstorage.open("postgresql", dsn=network.dsn, blob_dir=str(blob_dir), shared_blob_dir=False, **mode)
+    try:
+        oid, tid = add(storage, 0)
+        for asynchronous in ("off", "local", "on"):
+            server.psql(f"ALTER ROLE plain SET synchronous_commit = {asynchronous}")
+            other = relstorage.open("postgresql", dsn=dsn, **mode)
+            tid = change(other, oid, tid, asynchronous)
+            other.close()
+        # A lost answer is asked for, and a process that is left is ended.
+        for fault in (Fault(10, server_learns=False), Fault(100_000), Fault(1)):
+            described = voted(storage, (oid, tid, state("next")))
+            network.arm(fault)
+            try:
+                tid = storage.tpc_finish(described)
+            except TransientError:
+                storage.tpc_abort(described)
+            network.disarm(fault)
+        path = tmp_path / "blob"
+        path.write_bytes(b"blob" * 1000)
+        described = meta()
+        storage.tpc_begin(described)
+        blob = storage.new_oid()
+        storage.storeBlob(blob, z64, state("blob"), str(path), "", described)
+        for _ in range(12):
+            storage.store(storage.new_oid(), z64, b"x" * 500_000, "", described)
+        storage.tpc_vote(described)
+        blob_tid = storage.tpc_finish(described)
+        if not [each for each in [_root(storage)] if each]:
+            commit(storage, (z64, z64, state("root")))
+        server.psql("GRANT SELECT ON ALL TABLES IN SCHEMA ours TO looker; GRANT SELECT ON ALL SEQUENCES IN SCHEMA ours TO looker")
+        looking = relstorage.open(
+            "postgresql", dsn=dsn.replace("plain", "looker"), create_schema=False, read_only=True, **mode
+        )
+        looking.poll_invalidations()
+        assert looking.load(oid)[1] == tid
+        assert len(looking) == len(storage)
+        looking.close()
+        storage.pack(None, lambda data: [oid, blob])
+        storage.poll_invalidations()
+        with open(storage.loadBlob(blob, blob_tid), "rb") as file:
+            assert file.read() == b"blob" * 1000
+    finally:
+        storage.close()
+        network.close()
+
+
+def _root(storage):
+    storage.poll_invalidations()
+    try:
+        return storage.load(z64)
+    except KeyError:
+        return None
+
+
+# --- a model
+
+
+class Model:
+    """What a database must show: every committed state, and which one each storage sees."""
+
+    def __init__(self, keep_history):
+        self.keep_history = keep_history
+        #: oid -> [(tid, value or None)], the oldest first.
+        self.revisions = {}
+        self.tids = [z64]
+
+    def at(self, oid, view):
+        """Return (value, tid) as seen at a tid, None if there is nothing."""
+        found = [each for each in self.revisions.get(oid, ()) if each[0] <= view]
+        return None if not found or found[-1][1] is None else (found[-1][1], found[-1][0])
+
+    def current(self, oid):
+        return self.at(oid, b"\x7f" * 8)
+
+    def commit(self, tid, changes):
+        assert tid > self.tids[-1], "a tid went back"
+        self.tids.append(tid)
+        for oid, value in changes.items():
+            self.revisions.setdefault(oid, []).append((tid, value))
+
+
+def _load(storage, oid):
+    try:
+        return storage.load(oid)
+    except KeyError:
+        return None
+
+
+@pytest.mark.parametrize("pooled", (False, True), ids=("sessions", "pooled"))
+def test_random_interleavings_agree_with_a_model(database, pooled):
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    storages = [database.open(transaction_pooling=pooled, cache_local_mb=chance.choice((0, 1))) for _ in range(2)]
+    storages += [storages[0].new_instance(), storages[1].new_instance()]
+    model = Model(database.keep_history)
+    views = dict.fromkeys(storages, z64)
+    oids = [storages[0].new_oid() for _ in range(8)]
+    model.commit(commit(storages[0], *((oid, z64, state(0)) for oid in oids)), dict.fromkeys(oids, state(0)))
+    for storage in storages:
+        storage.poll_invalidations()
+        views[storage] = model.tids[-1]
+    counted = {}
+    for number in range(250):
+        storage = chance.choice(storages)
+        what = chance.choice(("poll", "poll", "read", "read", "store", "store", "store", "delete", "undo", "pack"))
+        counted[what] = counted.get(what, 0) + 1
+        view = views[storage]
+        if what == "poll":
+            changed = storage.poll_invalidations()
+            now = model.tids[-1]
+            differing = {oid for oid in oids if model.at(oid, view) != model.at(oid, now)}
+            assert storage.lastTransaction() == now
+            views[storage] = now
+            if changed is not None:
+                # Its own commits are not reported.
+                assert differing - storage.__dict__.setdefault("_mine", set()) <= set(changed)
+            storage.__dict__["_mine"] = set()
+        elif what == "read":
+            for oid in oids:
+                assert _load(storage, oid) == model.at(oid, view), (number, u64(oid))
+        elif what in ("store", "delete"):
+            chosen = chance.sample(oids, chance.randint(1, 3))
+            required = [oid for oid in chance.sample(oids, 2) if oid not in chosen and model.at(oid, view)]
+            deleting = what == "delete"
+            if deleting:
+                chosen = [oid for oid in chosen[:1] if model.at(oid, view)]
+            bases = {oid: (model.at(oid, view) or (None, z64))[1] for oid in chosen}
+            new = {oid: None if deleting else state(number) for oid in chosen}
+            now = {oid: (model.current(oid) or (None, z64))[1] for oid in (*chosen, *required)}
+            fits = all(bases[oid] == now[oid] for oid in chosen)
+            fits = fits and all(model.at(oid, view)[1] == now[oid] for oid in required)
+            described = meta()
+            storage.tpc_begin(described)
+            try:
+                for oid in chosen:
+                    if deleting:
+                        storage.deleteObject(oid, bases[oid], described)
+                    else:
+                        storage.store(oid, bases[oid], new[oid], "", described)
+                for oid in required:
+                    storage.checkCurrentSerialInTransaction(oid, model.at(oid, view)[1], described)
+                storage.tpc_vote(described)
+                if chance.random() < 0.1:
+                    storage.tpc_abort(described)
+                    continue
+                tid = storage.tpc_finish(described)
+            except ConflictError:
+                storage.tpc_abort(described)
+                assert not fits, (number, chosen, required)
+            else:
+                assert fits, (number, chosen, required)
+                model.commit(tid, new)
+                storage.__dict__.setdefault("_mine", set()).update(new)
+            storage.poll_invalidations()
+            storage.__dict__["_mine"] = set()
+            views[storage] = model.tids[-1]
+        elif what == "undo" and database.keep_history:
+            log = storage.undoLog(0, 3)
+            if not log:
+                continue
+            entry = chance.choice(log)
+            undone = next((tid for tid in reversed(model.tids) if _is(entry, tid)), None)
+            try:
+                from relstorage.testing.records import undo
+
+                tid = undo(storage, entry["id"])
+            except (UndoError, ConflictError):
+                tid = None
+            if tid is not None:
+                assert undone is not None
+                changes = {}
+                for oid, revisions in model.revisions.items():
+                    position = [each[0] for each in revisions].index(undone) if undone in dict(revisions) else None
+                    if position is not None:
+                        changes[oid] = revisions[position - 1][1] if position else None
+                assert changes
+                model.commit(tid, changes)
+            storage.poll_invalidations()
+            views[storage] = model.tids[-1]
+    print(counted)
+    for storage in storages:
+        storage.poll_invalidations()
+        for oid in oids:
+            assert _load(storage, oid) == model.current(oid)
+    for storage in storages[2:]:
+        storage.release()
+
+
+def _is(entry, tid):
+    from base64 import decodebytes
+
+    return decodebytes(entry["id"] + b"\n").startswith(tid) or entry["id"] == tid

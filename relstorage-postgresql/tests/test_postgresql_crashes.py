@@ -32,20 +32,36 @@ class Writer:
     def __init__(self, job, **arguments):
         self.lines = []
         self.process = subprocess.Popen(
-            [sys.executable, writers.__file__, job, json.dumps(arguments)], stdout=subprocess.PIPE, text=True
+            [sys.executable, writers.__file__, job, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
         for line in self.process.stdout:
-            self.lines.append(line.split())
+            # The last line of one that is killed may be a part of it.
+            if line.endswith("\n"):
+                self.lines.append(line.split())
+
+    def wait(self, seconds):
+        """Wait until it has ended, and well."""
+        assert self.process.wait(seconds) == 0
+        self._reader.join()
+        self._close()
 
     def kill(self):
         assert self.process.poll() is None, "a writer ended by itself"
         self.process.kill()
         self._reader.join()
         self.process.wait()
+        self._close()
+
+    def _close(self):
+        self.process.stdin.close()
         self.process.stdout.close()
 
 

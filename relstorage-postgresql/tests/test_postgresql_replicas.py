@@ -220,7 +220,7 @@ def test_what_reads_takes_the_first_server_of_its_own_list_that_answers(listing,
 def test_if_no_server_will_do_a_transient_error_says_why(listing, clock):
     listed = ServerList(listing("down1\nstandby"), {}, 60, True, clock)
     servers = Servers(FakeDriver(), SessionSettings({}, "name"), listed)
-    with pytest.raises(Disconnected, match="none of the servers accepts writes. down1 is down. postgresql:standby is a st"):
+    with pytest.raises(Disconnected, match="none .* accepts writes. down1 is down. postgresql:standby is a st"):
         servers.open_session("store")
 
 
@@ -748,6 +748,10 @@ def test_a_commit_that_a_crash_has_undone_is_not_served(new_postgres, crash):
                     server.start()
                 else:
                     os.kill(other.info.backend_pid, signal.SIGKILL)
+                    deadline = time.monotonic() + 30
+                    while server.log.count("ready to accept connections") < 2:
+                        assert time.monotonic() < deadline
+                        time.sleep(0.05)
             described = meta()
             began.tpc_begin(described)
             began.store(p64(2), p64(tid), b"3", "", described)

@@ -23,7 +23,6 @@ from relstorage.testing import (
     pytest_generate_tests,
     target,
 )
-from relstorage.testing.target import Gap
 
 __all__ = [
     "TestBlobs",

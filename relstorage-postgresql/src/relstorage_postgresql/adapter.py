@@ -63,7 +63,9 @@ class PostgresAdapter:
         )
         #: The session that prepared the schema, until one is asked for.
         self._first: Any = None
-        self.schema = PostgresSchema(self.name, keep_history, made, self.open_session, self._keep_for_a_while)
+        self.schema = PostgresSchema(
+            self.name, keep_history, made, self.open_session, self._keep_for_a_while, settings.schema
+        )
 
     def open_session(self, role: str) -> Any:
         first = self._first

@@ -72,7 +72,7 @@ _CHOOSE_TID = f"""
         (SELECT max(tid) FROM $transactions), (SELECT max(tid) FROM rs_removed)));"""
 
 
-def _vote(current: str, state_of: str, forget_blobs: str) -> str:
+def _vote(current: str, states_apart: bool, forget_blobs: str) -> str:
     """Return the body: lock in the order of oids, return what is not as expected, keep the staged records.
 
     Rows are (kind, zoid, tid, state). The last is (0 or, if objects were removed since the view, 1; the server's
@@ -81,12 +81,21 @@ def _vote(current: str, state_of: str, forget_blobs: str) -> str:
     """
 
     def differing(kind: int, source: str, lock: str, condition: str) -> str:
-        state = f"CASE WHEN o.tid IS NOT NULL THEN {state_of} END" if kind == 2 else "NULL::bytea"
-        return f"""
-        RETURN QUERY SELECT {kind}, u.zoid, o.tid, {state}
+        rows = f"""
         FROM {source} AS u (zoid, base) LEFT JOIN LATERAL (
             SELECT c.* FROM {current} c WHERE c.zoid = u.zoid FOR {lock}) o ON TRUE
-        WHERE {condition};"""
+        WHERE {condition}"""
+        if kind != 2:
+            return f"RETURN QUERY SELECT {kind}, u.zoid, o.tid, NULL::bytea {rows};"
+        if not states_apart:
+            return f"RETURN QUERY SELECT {kind}, u.zoid, o.tid, CASE WHEN o.tid IS NOT NULL THEN o.state END {rows};"
+        # Who waited for a row gets its newest version, but of other tables what was there before: a question of its own
+        # sees the state that the other transaction has committed meanwhile.
+        return f"""
+        FOR v_found IN SELECT u.zoid, o.tid {rows} LOOP
+            RETURN QUERY SELECT {kind}, v_found.zoid, v_found.tid,
+                (SELECT s.state FROM object_state s WHERE s.zoid = v_found.zoid AND s.tid = v_found.tid);
+        END LOOP;"""
 
     changed = "o.tid IS DISTINCT FROM u.base"
     return f"""
@@ -94,6 +103,7 @@ def _vote(current: str, state_of: str, forget_blobs: str) -> str:
 DECLARE
     v_staged refcursor := '{CURSOR}';
     v_run record;
+    v_found record;
     v_removals boolean;
 BEGIN
     PERFORM set_config('lock_timeout', p_timeout::text, true);
@@ -144,10 +154,8 @@ _VOTE_ARGUMENTS = """p_changed bigint[], p_bases bigint[], p_stored bigint[], p_
     p_new_states bytea[], p_read bigint[], p_read_tids bigint[], p_view bigint, p_timeout int, p_in_table boolean"""
 _VOTE_RETURNS = "TABLE (kind int, zoid bigint, tid bigint, state bytea)"
 
-_FREE_VOTE = _vote("object_state", "o.state", "DELETE FROM blob_chunk b WHERE b.zoid = ANY(p_changed);")
-_PRESERVING_VOTE = _vote(
-    "current_object", "(SELECT s.state FROM object_state s WHERE s.zoid = u.zoid AND s.tid = o.tid)", "NULL;"
-)
+_FREE_VOTE = _vote("object_state", False, "DELETE FROM blob_chunk b WHERE b.zoid = ANY(p_changed);")
+_PRESERVING_VOTE = _vote("current_object", True, "NULL;")
 
 _FINISH = f"""
 DECLARE

@@ -26,6 +26,7 @@ _META = f"""
     UNION ALL SELECT 'seeded', 'yes' WHERE EXISTS (SELECT 1 FROM commit_row_lock)
     UNION ALL SELECT 'here', 'yes'
         WHERE to_regclass(quote_ident(current_schema()) || '.rs_meta') = 'rs_meta'::regclass
+    UNION ALL SELECT 'schema', current_schema()
     UNION ALL SELECT 'incarnation', {INCARNATION}"""
 #: How many blobs one transaction removes when everything goes: each takes a place in the server's table of locks.
 _BLOBS_AT_ONCE = 500
@@ -55,12 +56,15 @@ class PostgresSchema:
         functions: Functions,
         open_session: Callable[[str], Any],
         keep: Callable[[Any], None],
+        schema: str | None = None,
     ):
         self._name = name
         self._keep_history = keep_history
         self._functions = functions
         self._open = open_session
         self._keep = keep
+        #: The one that the options name.
+        self._schema = schema
         names = ", ".join(f"'{name}'" for name in sorted(NAMES))
         wanted = ", ".join(f"'{function.name}'" for function in (*functions.all(), BLOB_TRIGGER))
         self._names_of_functions = {function.name for function in functions.all()}
@@ -104,6 +108,8 @@ class PostgresSchema:
         }  # fmt: skip
         if not as_it_should_be.items() <= facts.items() or "uuid" not in facts:
             return None
+        if self._schema not in (None, facts["schema"]):
+            return None
         session.remember_incarnation(facts["incarnation"])
         layout = Layout.HISTORY_PRESERVING if self._keep_history else Layout.HISTORY_FREE
         return _Found(layout, True, True, Identity(facts["uuid"], SCHEMA_VERSION, self._keep_history))
@@ -115,6 +121,11 @@ class PostgresSchema:
             raise NotADatabase(
                 f"Opening {self._name}: none of the schemas in search_path exists. Create one (CREATE SCHEMA), or name "
                 "another with the option 'schema'."
+            )
+        if self._schema not in (None, schema):
+            raise NotADatabase(
+                f"Opening {self._name}: the server looks into the schema {schema!r} instead of {self._schema!r}. A pooler "
+                "has forgotten the search_path that was asked for: set transaction-pooling to true."
             )
         tables = set(names.split())
         layout = detect(tables - {"zoid_seq"})

@@ -1,8 +1,8 @@
 """Which server a session connects to: the one of the dsn, or the first that will do of those listed in a file.
 
-What writes, and without ``ro-replica-conf`` all that reads, goes to a server that accepts writes. Who lists a primary and
-its standbys in ``replica-conf`` thus has nothing to change when one of them takes over: sessions to the former primary
-break, and the next ones find the new one. A file is read again when it changes.
+What writes, and without ``ro-replica-conf`` all that reads, goes to a server that accepts writes. Who lists a primary
+and its standbys in ``replica-conf`` thus has nothing to change when one of them takes over: sessions to the former
+primary break, and the next ones find the new one. A file is read again when it changes.
 """
 
 from __future__ import annotations
@@ -174,7 +174,11 @@ class Servers:
     """Opens sessions in each role. Without lists, all of them are on the server of the dsn."""
 
     def __init__(
-        self, driver: Any, settings: SessionSettings, listed: ServerList | None = None, to_read: ServerList | None = None
+        self,
+        driver: Any,
+        settings: SessionSettings,
+        listed: ServerList | None = None,
+        to_read: ServerList | None = None,
     ):
         self._driver = driver
         self._settings = settings

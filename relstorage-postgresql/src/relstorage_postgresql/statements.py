@@ -67,6 +67,35 @@ _SHARED: Texts = {
 }
 
 
+# Each part of such a statement sees the tables as they were before it, and no row may be changed by two of them.
+_REMOVE_NEXT = """
+    WITH batch AS (
+        SELECT zoid, tid, whole FROM rs_pack_garbage WHERE run = :run ORDER BY zoid, tid LIMIT :limit),
+    {removals},
+    noted AS (INSERT INTO rs_removed (tid, zoid) SELECT :tid, zoid FROM gone ON CONFLICT DO NOTHING),
+    done AS (
+        DELETE FROM rs_pack_garbage g USING batch WHERE g.run = :run AND g.zoid = batch.zoid AND g.tid = batch.tid
+        RETURNING 1)
+    SELECT (SELECT count(*) FROM done), (SELECT count(*) FROM gone)"""
+_FREE_REMOVALS = """
+    gone AS (
+        DELETE FROM object_state o USING batch WHERE whole = 1 AND o.zoid = batch.zoid AND o.tid = batch.tid
+        RETURNING o.zoid)"""
+_PRESERVING_REMOVALS = """
+    gone AS (
+        DELETE FROM current_object c USING batch WHERE whole = 1 AND c.zoid = batch.zoid AND c.tid = batch.tid
+        RETURNING c.zoid),
+    whole_objects AS (DELETE FROM object_state o USING gone WHERE o.zoid = gone.zoid),
+    single AS (
+        SELECT zoid, tid FROM batch WHERE whole = 0
+        AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.zoid = batch.zoid)
+        AND NOT EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = batch.zoid AND c.tid = batch.tid)),
+    followers AS (
+        UPDATE object_state o SET prev_tid = 0 FROM single WHERE o.zoid = single.zoid AND o.prev_tid = single.tid
+        AND NOT EXISTS (SELECT 1 FROM single other WHERE other.zoid = o.zoid AND other.tid = o.tid)),
+    revisions AS (DELETE FROM object_state o USING single WHERE o.zoid = single.zoid AND o.tid = single.tid)"""
+
+
 def _near(relation: str) -> str:
     # The server knows the size of a state without reading it.
     return f"""
@@ -78,6 +107,7 @@ def _near(relation: str) -> str:
 
 _FREE: Texts = {
     "current_range": _near("object_state"),
+    "pack_remove_next": (_REMOVE_NEXT.format(removals=_FREE_REMOVALS.strip()),),
     "newest_tid": """
         SELECT greatest(
             coalesce((SELECT max(tid) FROM object_state), 0), coalesce((SELECT max(tid) FROM rs_removed), 0))""",
@@ -131,6 +161,7 @@ _is_current = "EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = each.oid AN
 
 _PRESERVING: Texts = {
     "current_range": _near("object_state JOIN current_object USING (zoid, tid)"),
+    "pack_remove_next": (_REMOVE_NEXT.format(removals=_PRESERVING_REMOVALS.strip()),),
     # The newest revision through the index of object_state costs one look-up less than the view over both tables.
     "current_state": "SELECT state, tid FROM object_state WHERE zoid = :oid ORDER BY tid DESC LIMIT 1",
     "newest_tid": """

@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 class Database:
     """The parts that the storages of one process share."""
 
-    def __init__(self, adapter: Any, *, new_cache: Callable[[], Any], blobs: Any, hooks: Any, options: Any, identity: Any):
+    def __init__(
+        self, adapter: Any, *, new_cache: Callable[[], Any], blobs: Any, hooks: Any, options: Any, identity: Any
+    ):
         self.adapter = adapter
         self.statements = adapter.statements
         #: A ``relstorage.blobs`` directory, or None without ``blob-dir``.

@@ -2,8 +2,8 @@
 
 Such a server may lack what was seen before. So a new state cache takes the place of the one that was filled until then,
 each storage tells ZODB at its next poll that everything may have changed, and a transaction that began before is not
-committed after. A reader that is in the middle of a transaction goes on with the former cache, into which nothing of the
-new server's comes, as long as it can.
+committed after. A reader that is in the middle of a transaction goes on with the former cache, into which nothing of
+the new server's comes, as long as it can.
 """
 
 from __future__ import annotations

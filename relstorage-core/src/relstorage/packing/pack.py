@@ -32,8 +32,8 @@ from relstorage.references import choose
 
 log = logging.getLogger(__name__)
 
-#: How many entries of the list of garbage one transaction writes.
-LIST_BATCH = 5_000
+#: How many entries of the list of garbage one transaction writes: where others wait for it, and where nobody does.
+LIST_BATCH, LARGE_LIST_BATCH = 5_000, 50_000
 
 
 @dataclass
@@ -194,7 +194,8 @@ class _Pack:
         session, sql = self._session, self._sql
         listed = 0
         self._reporter.begin("list", found.removable_revisions)
-        while batch := [(run, *entry) for entry in islice(garbage, LIST_BATCH)]:
+        size = LARGE_LIST_BATCH if self._database.adapter.commit_steps.lock_is_fair else LIST_BATCH
+        while batch := [(run, *entry) for entry in islice(garbage, size)]:
             with self._writing():
                 session.run_many(sql.pack_add_garbage, batch)
             listed += len(batch)

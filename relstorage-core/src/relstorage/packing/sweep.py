@@ -27,6 +27,8 @@ MARKING, MARKED, SWEEPING, DONE = "marking", "marked", "sweeping", "done"
 #: waits on SQLite looks every few milliseconds, and who misses a pause waits for one more batch.
 BATCH_SECONDS = 0.05
 PAUSE_SECONDS = 0.01
+#: How many entries of the list one batch removes, at first and at most. A server may need a lock for each blob.
+FEWEST, MOST = 100, 4000
 #: How many transactions are sealed or tidied at once.
 TRANSACTIONS = 20_000
 #: So few records can be looked at under the lock. Where writers are too fast for that, so many rounds are enough.
@@ -193,7 +195,7 @@ class Sweep:
     # --- removing
 
     def _remove(self, run: Run) -> None:
-        limit, removed = 100, run.removed
+        limit, removed = FEWEST, run.removed
         while True:
             count = self._in_transaction(partial(self._batch, run, limit, removed))
             if not count:
@@ -202,7 +204,7 @@ class Sweep:
             self._reporter.report(self.revisions)
             # Only the time under the lock counts; to wait for it long is no reason to do less with it.
             if self._held < self._batch_seconds / 2:
-                limit *= 2
+                limit = min(2 * limit, MOST)
             elif self._held > self._batch_seconds:
                 limit = max(limit // 2, 1)
             self._courtesy.after(self._held)
@@ -210,6 +212,13 @@ class Sweep:
     def _batch(self, run: Run, limit: int, removed: int, tid: int) -> int:
         """Remove what is next on the list; return how much it was."""
         session, sql = self._session, self._sql
+        if sql.pack_remove_next:
+            entries, objects = session.row(sql.pack_remove_next[0], (run.run, limit, tid))
+            if entries:
+                session.run(sql.pack_progress, (run.run, removed + entries, tid))
+            self.objects += objects
+            self.revisions += entries
+            return int(entries)
         batch = session.rows(sql.pack_garbage, (run.run, limit))
         if not batch:
             return 0

@@ -147,6 +147,12 @@ class Statements:
     pack_finish: tuple[Statement, ...] = _steps(
         "Tidy up after the last removal: transactions up to a tid, after another.", "tid start"
     )
+    pack_remove_next: tuple[Statement, ...] = _steps(
+        """All that removes the next entries of the list, in one statement, where a database can do that: what the
+        three above do with each, and what notes the removals and takes them off the list. It returns how many entries
+        and how many objects it were. None or one step.""",
+        "run limit tid",
+    )
     prune_removed: Statement = _one("Forget removals up to a tid.", "tid")
 
     # --- surveying

@@ -65,6 +65,7 @@ _shared: Texts = {
         "DELETE FROM rs_pack_garbage WHERE run = :run",
         "DELETE FROM rs_pack_run WHERE run = :run",
     ),
+    "pack_remove_next": (),
     "prune_removed": "DELETE FROM rs_removed WHERE tid <= :tid",
     "revision_count": "SELECT count(*) FROM object_state",
     "get_meta": "SELECT value FROM rs_meta WHERE name = :name",

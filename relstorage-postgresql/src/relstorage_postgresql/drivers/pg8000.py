@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -110,6 +111,14 @@ def explain(error: BaseException) -> tuple[str | None, str]:
     return None, f"{error} ({cause})" if cause is not None else str(error)
 
 
+def _prepare_socket(connected: socket.socket) -> None:
+    # The time to connect is over; an answer may take as long as it takes.
+    connected.settimeout(None)
+    if connected.family in (socket.AF_INET, socket.AF_INET6):
+        # As libpq does: the end of a long message would else wait for the server to confirm its beginning.
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 @implementer(IDriver)
 class Pg8000Driver:
     """pg8000."""
@@ -136,8 +145,7 @@ class Pg8000Driver:
         keywords = for_pg8000(settings.connection_parameters())
         try:
             connection = connection_class()(**keywords)
-            # It was for connecting only; an answer may take as long as it takes.
-            connection._usock.settimeout(None)
+            _prepare_socket(connection._usock)
             connection.register_in_adapter(_BYTEA, decode_bytea)
         except (Error, OSError, AttributeError) as error:
             problem = " ".join(dsn.mask(explain(error)[1], settings.parameters).split())

@@ -8,9 +8,7 @@ In a process that gevent has patched, waiting lets other greenlets run.
 from __future__ import annotations
 
 import contextlib
-import math
 import select
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from relstorage_postgresql import dsn
 from relstorage_postgresql.drivers.failures import UNIQUE_VIOLATION, AlreadyThere, meaning, translate
 from relstorage_postgresql.drivers.session import Call, PostgresSession
 from relstorage_postgresql.drivers.settings import SessionSettings
+from relstorage_postgresql.drivers.waiting import Wait, patched_by_gevent, single_addresses, wait_here
 from relstorage_postgresql.statements import type_of
 
 _BIGINT = Struct(">q")
@@ -122,7 +121,7 @@ class PsycopgSession(PostgresSession):
     """
 
     def __init__(
-        self, pgconn: Any, settings: SessionSettings, role: str, wait: Callable[[int, bool], None], cooperative: bool
+        self, pgconn: Any, settings: SessionSettings, role: str, wait: Wait, cooperative: bool
     ):
         super().__init__(settings, role)
         from psycopg import pq
@@ -377,7 +376,7 @@ class PsycopgSession(PostgresSession):
         pgconn = self._pgconn
         while pgconn.is_busy():
             if self._cooperative:
-                self._wait(pgconn.socket, False)
+                self._wait(pgconn.socket, False, None)
             else:
                 self._poll()
             pgconn.consume_input()
@@ -386,7 +385,7 @@ class PsycopgSession(PostgresSession):
     def _flush(self) -> None:
         pgconn = self._pgconn
         while pgconn.flush():
-            self._wait(pgconn.socket, True)
+            self._wait(pgconn.socket, True, None)
             pgconn.consume_input()
 
     def _simple(self, text: str, attempt: str) -> Any:
@@ -439,27 +438,6 @@ class PsycopgSession(PostgresSession):
         return error
 
 
-def wait_blocking(fileno: int, writing: bool, seconds: float | None = None) -> None:
-    """Wait for a socket, letting signals be handled."""
-    poll = select.poll()
-    poll.register(fileno, select.POLLIN | (select.POLLOUT if writing else 0))
-    poll.poll(None if seconds is None else math.ceil(seconds * 1000))
-
-
-def wait_with_gevent(fileno: int, writing: bool, seconds: float | None = None) -> None:
-    """Wait for a socket, letting other greenlets run."""
-    from gevent import socket
-
-    with contextlib.suppress(TimeoutError):
-        (socket.wait_readwrite if writing else socket.wait_read)(fileno, timeout=seconds)
-
-
-def patched_by_gevent() -> bool:
-    """Tell whether waiting must not block the thread."""
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and monkey.is_module_patched("socket")
-
-
 @implementer(IDriver)
 class PsycopgDriver:
     """psycopg 3."""
@@ -487,7 +465,7 @@ class PsycopgDriver:
 
         parameters = settings.connection_parameters()
         cooperative = patched_by_gevent()
-        wait = wait_with_gevent if cooperative else wait_blocking
+        wait = wait_here()
         pgconn = self._connect(pq, parameters, wait)
         if pgconn.status != pq.ConnStatus.OK:
             message = pgconn.error_message.decode("utf-8", "replace") or "it did not answer in time"
@@ -500,38 +478,24 @@ class PsycopgDriver:
             pgconn.nonblocking = 1
         return PsycopgSession(pgconn, settings, role, wait, cooperative)
 
-    def _connect(self, pq: Any, parameters: dict[str, str], wait: Callable[..., None]) -> Any:
+    def _connect(self, pq: Any, parameters: dict[str, str], wait: Wait) -> Any:
         """Return a connection, or one that failed. PGconn.connect would stop all threads of the process meanwhile."""
-        seconds = float(parameters.get("connect_timeout", 0)) or None
+        seconds = float(parameters.get("connect_timeout", 0))
         pgconn = None
-        for attempt in _attempts(parameters):
-            # libpq goes on to the next host when one refuses, not when it does not answer.
+        for attempt in single_addresses(parameters):
             if pgconn is not None:
                 pgconn.finish()
-            deadline = None if seconds is None else time.monotonic() + seconds
+            deadline = time.monotonic() + seconds if seconds > 0 else None
             pgconn = pq.PGconn.connect_start(dsn.format(attempt).encode())
             status = pq.PollingStatus.WRITING
-            while pgconn.status != pq.ConnStatus.BAD and status != pq.PollingStatus.OK:
-                if status == pq.PollingStatus.FAILED:
-                    return pgconn
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    break
-                wait(pgconn.socket, status == pq.PollingStatus.WRITING, left)
-                if deadline is None or time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                while pgconn.status != pq.ConnStatus.BAD and status != pq.PollingStatus.FAILED:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    wait(pgconn.socket, status == pq.PollingStatus.WRITING, left)
                     status = pgconn.connect_poll()
-            else:
-                return pgconn
+                    if status == pq.PollingStatus.OK:
+                        return pgconn
         return pgconn
-
-
-def _attempts(parameters: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Yield the parameters with each of the hosts at the beginning of the list."""
-    lists = {name: parameters[name].split(",") for name in ("host", "hostaddr", "port") if parameters.get(name)}
-    count = max((len(each) for each in lists.values()), default=1)
-    for first in range(count):
-        rotated = {name: ",".join(each[first:] + each[:first]) for name, each in lists.items() if len(each) == count}
-        yield {**parameters, **rotated}
 
 
 driver = PsycopgDriver()

@@ -22,7 +22,7 @@ Call = tuple[Statement, tuple[Any, ...]]
 _Tuple = TypeVar("_Tuple", bound=tuple[Any, ...])
 
 #: A statement that takes lists gets as many places at once, or this many bytes.
-PLACES, BYTES = 10_000, 4_000_000
+PLACES, BYTES = 50_000, 4_000_000
 #: A stream asks for so many rows at first, and then for about so many bytes at once.
 FIRST_ROWS, MOST_ROWS, STREAM_BYTES = 200, 10_000, 2_000_000
 
@@ -34,8 +34,8 @@ INCARNATION = """(SELECT CASE WHEN standby
 """What tells servers, and their lives, apart, as an expression of SQL that everybody may evaluate.
 
 Of a primary: when it was started, its timeline, which is another after a standby took over, and since when there are
-statistics, which begin anew when the server recovers from a crash without being started again. Of a standby: when it was
-started, and the process that receives what it replays, which is another when it follows another server.
+statistics, which begin anew when the server recovers from a crash without being started again. Of a standby: when it
+was started, and the process that receives what it replays, which is another when it follows another server.
 """
 
 
@@ -120,7 +120,7 @@ class PostgresSession:
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is gone; between transactions, look whether the server has ended it or is to be left."""
+        """Whether the connection is gone; between transactions, find out, and whether another server is to be used."""
         if not self._lost and not self.in_transaction:
             if self.outdated is not None and self.outdated():
                 self.close()
