@@ -439,6 +439,17 @@ def test_what_relstorage_links_to_after_a_prepack_of_ours_is_kept(case: Case, da
 
 
 @over("case", WITH_4_3, ids=str)
+def test_what_relstorage_links_to_after_an_interrupted_pack_of_ours_is_kept(case: Case, database: Place) -> None:
+    garbage, _ = database.ours(["garbage"], ["prepack"])
+    # As a process leaves it that was killed at its first removal.
+    database.rows("UPDATE rs_pack_run SET phase = 'sweeping' RETURNING run")
+    database.relstorage(["link", garbage[0]])
+    _, left, dangling = database.ours(["pack"], ["oids"], ["dangling"])
+    assert garbage[0] in left
+    assert dangling == []
+
+
+@over("case", WITH_4_3, ids=str)
 def test_new_objects_get_new_oids_whoever_makes_them(case: Case, database: Place) -> None:
     highest = max(database.ours(["oids"])[0])
     for turn, use in enumerate((database.ours, database.relstorage, database.ours, database.relstorage)):

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,26 +158,15 @@ def observed(network: FlakyNetwork) -> Iterator[Fault]:
     yield network.arm(Fault(request=1 << 62))
 
 
-def in_thread(work: Callable[[], Any]) -> Callable[[float], Any]:
-    """Start some work; return a function that waits for its end and returns its result or raises its error."""
-    outcome: list[Any] = []
+def in_thread(work: Callable[[], Any]) -> Future[Any]:
+    """Start some work that ends with the test process at the latest; return its future result."""
+    future: Future[Any] = Future()
 
     def run() -> None:
         try:
-            outcome.append((work(), None))
+            future.set_result(work())
         except BaseException as error:  # it is raised where somebody waits for it
-            outcome.append((None, error))
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def wait(seconds: float) -> Any:
-        thread.join(seconds)
-        assert outcome, f"still not done after {seconds} s"
-        result, error = outcome[0]
-        if error is not None:
-            raise error
-        return result
-
-    wait.__dict__["done"] = lambda: bool(outcome)
-    return wait
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+# ruff: noqa: F811 (a fixture and the parameter that asks for it have one name)
 import random
 import signal
 import time
 
-import psycopg
 import pytest
 from postgresql_faults import in_thread
 from postgresql_target import Postgres
@@ -16,8 +16,9 @@ from transaction.interfaces import TransientError
 from ZODB.POSException import ConflictError, ReadConflictError
 from ZODB.utils import p64, u64, z64
 
+import relstorage
 from relstorage.errors import LockError, UnableToLockRowsToModifyError
-from relstorage.testing.records import Counter, add, change, commit, delete, meta, state
+from relstorage.testing.records import Counter, add, change, commit, meta, state
 from relstorage.testing.target import (  # noqa: F401  fixtures are found by their names
     DatabaseUnderTest,
     database,
@@ -82,7 +83,7 @@ def test_who_requires_what_the_other_changes_meets_no_deadlock(database):
         first = begun(storages[0], (x, x_tid, state(number)), required=[(y, y_tid)])
         second = begun(storages[1], (y, y_tid, state(number)), required=[(x, x_tid)])
         other = in_thread(lambda described=second: ended(storages[1], described))
-        outcomes = [ended(storages[0], first), other(20)]
+        outcomes = [ended(storages[0], first), other.result(20)]
         # One of them has to run again: both would be a write skew.
         errors = [each for each in outcomes if isinstance(each, Exception)]
         assert len(errors) == 1 and isinstance(errors[0], ReadConflictError)
@@ -175,7 +176,7 @@ def test_who_waited_for_a_row_can_merge_what_the_other_committed(database):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     first.tpc_finish(mine)
-    outcome = waiting(10)
+    outcome = waiting.result(10)
     assert not isinstance(outcome, Exception), outcome
     second.poll_invalidations()
     assert second.load(oid) == (state(111, Counter), outcome)
@@ -214,8 +215,6 @@ def stock(new_postgres):
 
 
 def test_a_hundred_thousand_objects_need_few_locks(stock, tmp_path):
-    import relstorage
-
     storage = relstorage.open("postgresql", dsn=stock.dsn(), keep_history=False)
     try:
         oids = [p64(number) for number in range(1, 100_001)]
@@ -238,7 +237,7 @@ def test_a_transaction_in_many_pieces_merges_removes_and_adds_in_the_middle(data
     storage, other = database.open(), database.open()
     big = b"x" * 400_000
     oids = [p64(number) for number in range(1, 101)]
-    merged, gone, twice, added = oids[40], oids[60], oids[70], [p64(number) for number in range(201, 301)]
+    merged, gone, added = oids[40], oids[60], [p64(number) for number in range(201, 301)]
     records = [(oid, z64, big) for oid in oids if oid != merged]
     tid = commit(storage, *records, (merged, z64, state(1, Counter)))
     for each in (storage, other):

@@ -1,4 +1,4 @@
-"""PostgreSQL behind pgbouncer, whose clients share the server's connections: in turns of a session, or of a transaction.
+"""PostgreSQL behind pgbouncer, whose clients share the server's connections: in turns of a session or a transaction.
 
 A part of the conformance suite runs through it. In transaction mode the tables are in a schema that only the option
 names, and there are fewer connections to the server than clients have.
@@ -6,6 +6,7 @@ names, and there are fewer connections to the server than clients have.
 
 from __future__ import annotations
 
+# ruff: noqa: F811 (a fixture and the parameter that asks for it have one name)
 import itertools
 import os
 
@@ -14,15 +15,16 @@ import pytest
 from postgresql_target import Postgres
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from ZODB.utils import p64, u64, z64
+from ZODB.utils import p64, z64
 
+import relstorage
 from relstorage.errors import LayoutError
 from relstorage.testing import (  # noqa: F401  tests and fixtures are found by their names
+    DatabaseUnderTest,
     TestBlobs,
     TestConflicts,
     TestDeletion,
     TestNewOids,
-    TestProcesses,
     TestUndo,
     database,
     free,
@@ -36,7 +38,7 @@ from relstorage.testing import (  # noqa: F401  tests and fixtures are found by 
     workers,
 )
 from relstorage.testing.packing import site  # noqa: F401
-from relstorage.testing.records import add, change, commit, meta, state
+from relstorage.testing.records import Counter, add, change, commit, grow, meta, newest_undo_id, state, undo
 
 _numbers = itertools.count(1)
 
@@ -83,12 +85,10 @@ class _Modes(Postgres):
 TARGET = _Modes()
 
 
-@pytest.fixture(scope="module", params=("transaction", "session"))
-def target(request, postgres_address, new_pgbouncer):
-    settings = {"ignore_startup_parameters": "extra_float_digits", "max_client_conn": 200, "default_pool_size": 40}
-    with new_pgbouncer(postgres_address, request.param, settings) as bouncer:
-        kind = InTurnsOfATransaction if request.param == "transaction" else InTurnsOfASession
-        yield kind(bouncer, postgres_address)
+@pytest.fixture(scope="module")
+def target(postgres_address, new_pgbouncer):
+    with new_pgbouncer(postgres_address, "transaction", {"max_client_conn": 200}) as bouncer:
+        yield InTurnsOfATransaction(bouncer, postgres_address)
 
 
 @pytest.fixture(scope="module")
@@ -98,28 +98,60 @@ def narrow(postgres_address, new_pgbouncer):
         yield InTurnsOfATransaction(bouncer, postgres_address)
 
 
-def test_many_clients_share_two_connections_and_leave_nothing_behind(narrow, tmp_path, keep_history):
-    from relstorage.testing.target import DatabaseUnderTest
+@pytest.mark.parametrize("job, name", [("count", "counter"), ("count_without_merging", "number")])
+def test_processes_behind_it_lose_no_update(database, workers, job, name):
+    connection = database.connection(database.zodb())
+    grow(connection, counter=Counter(), number=0)
+    for each in workers(database, 3, job, times=10):
+        each.finish()
+    connection.sync()
+    found = connection.root()[name]
+    assert (found.value if name == "counter" else found) == 30
 
+
+def test_sessions_of_their_own_do_everything_too(postgres_address, new_pgbouncer, tmp_path, keep_history):
+    with new_pgbouncer(postgres_address, "session", {"default_pool_size": 40, "max_client_conn": 100}) as bouncer:
+        made = DatabaseUnderTest(InTurnsOfASession(bouncer, postgres_address), "psycopg", keep_history, tmp_path)
+        try:
+            storage, other = made.open(), made.open()
+            oid, tid = add(storage, 1)
+            for number in range(3):
+                tid = change(storage, oid, tid, number)
+                other.poll_invalidations()
+                assert other.load(oid) == (state(number), tid)
+                other.afterCompletion()
+            if keep_history:
+                undo(storage, newest_undo_id(storage))
+                other.poll_invalidations()
+                assert other.load(oid)[0] == state(1)
+            commit(storage, (z64, z64, state("root")))
+            storage.pack(None, lambda data: [oid])
+            assert len(storage) == 2
+        finally:
+            made.close()
+
+
+def test_many_clients_share_two_connections_and_leave_nothing_behind(narrow, tmp_path, keep_history):
     made = DatabaseUnderTest(narrow, "psycopg", keep_history, tmp_path)
     try:
         storages = [made.open() for _ in range(6)]
         oids = [storage.new_oid() for storage in storages]
         tids = [commit(storage, (oid, z64, state(0))) for storage, oid in zip(storages, oids, strict=True)]
         assert len(set(oids)) == 6
-        for round in range(5):
+        for turn in range(5):
             for number, storage in enumerate(storages):
                 storage.poll_invalidations()
                 assert storage.load(oids[number - 1])[1] == tids[number - 1]
                 storage.afterCompletion()
-                tids[number] = change(storage, oids[number], tids[number], round)
+                tids[number] = change(storage, oids[number], tids[number], turn)
         with psycopg.connect(narrow.bouncer.dsn(), autocommit=True, prepare_threshold=None) as connection:
             for _ in range(4):
                 shown = connection.execute(
                     """SELECT (SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql),
                     (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
                     (SELECT count(*) FROM pg_class WHERE relpersistence = 't'),
-                    current_setting('lock_timeout'), current_setting('synchronous_commit'), current_setting('search_path')
+                    current_setting('lock_timeout'), current_setting('synchronous_commit'),
+                    current_setting('search_path')
                     """
                 ).fetchone()
                 assert shown == (0, 0, 0, "0", "on", '"$user", public')
@@ -128,8 +160,6 @@ def test_many_clients_share_two_connections_and_leave_nothing_behind(narrow, tmp
 
 
 def test_a_large_transaction_passes(narrow, tmp_path):
-    from relstorage.testing.target import DatabaseUnderTest
-
     made = DatabaseUnderTest(narrow, "psycopg", False, tmp_path)
     try:
         storage = made.open()
@@ -149,10 +179,10 @@ def test_a_schema_that_a_pooler_forgot_is_noticed(new_pgbouncer, postgres_addres
     target = InTurnsOfATransaction(None, postgres_address)
     options = Postgres.new_database(target, tmp_path)
     try:
-        with new_pgbouncer(postgres_address, "session", {"ignore_startup_parameters": "options"}) as bouncer:
-            import relstorage
-
-            with pytest.raises(LayoutError, match="transaction-pooling"):
-                relstorage.open("postgresql", **{**options, "dsn": bouncer.dsn(), "keep_history": False})
+        with (
+            new_pgbouncer(postgres_address, "session", {"ignore_startup_parameters": "options"}) as bouncer,
+            pytest.raises(LayoutError, match="transaction-pooling"),
+        ):
+            relstorage.open("postgresql", **{**options, "dsn": bouncer.dsn(), "keep_history": False})
     finally:
         target.remove_database(options)

@@ -361,6 +361,26 @@ def test_loads_go_to_the_standby_and_commits_to_the_primary(pair, open_pair):
         assert session.script("SELECT pg_is_in_recovery()::text")[0][0] == "false"
 
 
+def test_blobs_are_read_from_the_standby(pair, open_pair, tmp_path):
+    _, storage = open_pair(blob_dir=str(tmp_path / "written"))
+    content = os.urandom(1 << 20) * 3
+    (tmp_path / "staged").write_bytes(content)
+    described = meta()
+    storage.tpc_begin(described)
+    storage.storeBlob(p64(9), z64, b"blob", str(tmp_path / "staged"), "", described)
+    storage.tpc_vote(described)
+    tid = storage.tpc_finish(described)
+    pair.catch_up()
+    schema = storage.database.adapter._servers._settings.schema
+    where = {"dsn": pair.primary.dsn(), "ro_replica_conf": str(pair.directory / "standby"), "schema": schema}
+    mode = {"keep_history": storage.supportsUndo()}
+    with closing(relstorage.open("postgresql", **where, **mode, blob_dir=str(tmp_path / "read"))) as other:
+        other.poll_invalidations()
+        assert other._reader._session.may_lag
+        with open(other.loadBlob(p64(9), tid), "rb") as file:
+            assert file.read() == content
+
+
 def test_what_was_committed_is_waited_for_and_never_unseen(pair, open_pair):
     _, storage = open_pair()
     storage.poll_invalidations()
@@ -640,14 +660,14 @@ class Counting:
             self._process.wait()
 
 
-def test_writers_go_on_at_the_standby_and_nothing_acknowledged_is_lost(new_postgres, tmp_path, keep_history):
+def test_writers_go_on_at_the_standby_and_nothing_acknowledged_is_lost(new_postgres, tmp_path):
     seed = random.randrange(1 << 32)
     print("seed", seed)
     chance = random.Random(seed)
     with new_postgres() as primary, primary.make_standby(synchronous=True) as standby:
         path = tmp_path / "servers"
         path.write_text(f"{primary.dsn()}\n{standby.dsn()}\n")
-        options = {"replica_conf": str(path), "keep_history": keep_history, "commit_lock_timeout": 20}
+        options = {"replica_conf": str(path), "keep_history": False, "commit_lock_timeout": 20}
         with closing(relstorage.open("postgresql", **options)) as storage:
             put(storage, COUNTER, 0)
         workers = [Counting(options) for _ in range(3)]
@@ -690,6 +710,7 @@ def test_what_the_standby_never_got_is_forgotten_everywhere(doomed, listing, fro
         options["ro_replica_conf"] = None
     with closing(relstorage.open("postgresql", **options)) as storage:
         reader, began = storage.new_instance(), storage.new_instance()
+        doomed.catch_up()
         kept = put(storage, COUNTER, 1)
         put(storage, 2, 1)
         doomed.catch_up()

@@ -133,7 +133,7 @@ def _after_batch(site: Site, act: Callable[[], Any], number: int = 1) -> None:
     def watch(role: str, method: str, statement: str, done: bool) -> None:
         if role != "pack" or not done:
             return
-        if statement == "pack_done":
+        if statement in ("pack_done", "pack_remove_next.0"):
             seen["removing"] = True
         elif method == "commit" and seen["removing"]:
             seen["removing"] = False

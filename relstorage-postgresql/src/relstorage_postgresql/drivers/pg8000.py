@@ -49,10 +49,6 @@ def connection_class() -> Any:
 
         state = "unknown"
 
-        def handle_ROW_DESCRIPTION(self, data: bytes, context: Any) -> None:
-            super().handle_ROW_DESCRIPTION(data, context)
-            context.rows = []
-
         def handle_COMMAND_COMPLETE(self, data: bytes, context: Any) -> None:
             count = data[:-1].rpartition(b" ")[2]
             context.answer = (context.rows or [], int(count) if count.isdigit() else -1)
