@@ -65,6 +65,9 @@ def blocks(document: Path, directory: Path) -> Iterator[Block]:
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The reader's machine: a working directory, and /srv with Zope's Data.fs."""
     monkeypatch.chdir(tmp_path)
+    # By itself, psql goes on after an error, and reports success.
+    (tmp_path / "psqlrc").write_text("\\set ON_ERROR_STOP on\n")
+    monkeypatch.setenv("PSQLRC", str(tmp_path / "psqlrc"))
     (tmp_path / "srv" / "zodb").mkdir(parents=True)
     (tmp_path / "srv" / "zope" / "var").mkdir(parents=True)
     var = tmp_path / "srv" / "zope" / "var"

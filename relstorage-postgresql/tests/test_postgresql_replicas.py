@@ -484,7 +484,7 @@ def test_readers_of_both_servers_see_one_moment_each_through_one_cache(pair, ope
     )]  # fmt: skip
     held = False
     polled = 0
-    for number in range(1, 200):
+    for number in range(1, 150):
         step = chance.random()
         if step < 0.5:
             oid = chance.choice(OBJECTS)
@@ -497,7 +497,7 @@ def test_readers_of_both_servers_see_one_moment_each_through_one_cache(pair, ope
                 pair.catch_up()
                 pair.hold()
             held = not held
-        if step < 0.4:
+        if chance.random() < 0.6:
             # Others commit more often than each reader polls.
             continue
         reader = chance.choice(readers)
@@ -519,7 +519,7 @@ def test_readers_of_both_servers_see_one_moment_each_through_one_cache(pair, ope
                 reader.objects[oid] = value(reader.storage, oid)
         # What ZODB keeps, as the polls have told it.
         assert reader.objects == {oid: expected[oid] for oid in reader.objects}
-    assert polled > 40
+    assert polled > 20
     assert storage.cache.statistics().hits
 
 

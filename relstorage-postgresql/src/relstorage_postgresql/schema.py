@@ -124,8 +124,8 @@ class PostgresSchema:
             )
         if self._schema not in (None, schema):
             raise NotADatabase(
-                f"Opening {self._name}: the server looks into the schema {schema!r} instead of {self._schema!r}. A pooler "
-                "has forgotten the search_path that was asked for: set transaction-pooling to true."
+                f"Opening {self._name}: the server looks into the schema {schema!r} instead of {self._schema!r}. A "
+                "pooler has forgotten the search_path that was asked for: set transaction-pooling to true."
             )
         tables = set(names.split())
         layout = detect(tables - {"zoid_seq"})

@@ -187,4 +187,4 @@ def creation(keep_history: bool) -> str:
 def migration(keep_history: bool) -> str:
     """Return the statements that bring a database of RelStorage 2.1 to 4.3, or a new one, to our schema."""
     added = _ADDED + (_ADDED_PRESERVING + _RENAMED_KEYS if keep_history else _RENAMED_KEYS)
-    return "\n".join((added, BLOB_TRIGGER.create() + ";", _JOINED_BLOBS, _TRIGGER))
+    return "\n".join((added, BLOB_TRIGGER.create() + ";", _TRIGGER, _JOINED_BLOBS))

@@ -111,11 +111,12 @@ class Sweep:
                 f"Packing: the mark of run {run.run} is {state}, so there is nothing that could be removed safely. "
                 "Nothing was removed. Run the pack without using an earlier mark."
             )
+        # A sweep that was interrupted looks again too: RelStorage, which knows nothing of the list, may have been here.
+        self._reporter.begin("check", None)
+        checked = self._catch_up(run)
         if run.phase == MARKED:
-            self._reporter.begin("check", None)
-            checked = self._catch_up(run)
             self._in_windows(run, self._sql.pack_seal)
-            self._in_transaction(lambda tid: self._condemn(run, checked, tid), drained=True)
+        self._in_transaction(lambda tid: self._condemn(run, checked, tid), drained=True)
         self._reporter.begin("sweep", self._session.row(self._sql.pack_count_garbage, (run.run,))[0])
         self._remove(run)
         self._in_windows(run, self._sql.pack_finish)
@@ -168,7 +169,7 @@ class Sweep:
             checked = newest
             self._session.begin_write()
             self._take_off(run, found)
-            self._session.run(sql.pack_progress, (run.run, 0, checked))
+            self._session.run(sql.pack_progress, (run.run, run.removed, checked))
             self._session.commit()
             self._reporter.report(self.rescued)
             if found.records < FEW_RECORDS:
@@ -182,7 +183,7 @@ class Sweep:
         votes.
         """
         self._take_off(run, find_rescue(self._session, self._sql, run.run, checked, self._find))
-        self._session.run(self._sql.pack_progress, (run.run, 0, tid))
+        self._session.run(self._sql.pack_progress, (run.run, run.removed, tid))
         self._session.run(self._sql.pack_phase, (run.run, SWEEPING))
 
     def _take_off(self, run: Run, found: Rescue) -> None:

@@ -350,6 +350,9 @@ class PsycopgSession(PostgresSession):
                 done(position)
             results.append(answer)
         while (answer := self._next()) is None or answer.status != _SYNC:
+            if answer is not None:
+                # What was executed after a COMMIT is committed, and may fail, only here.
+                failed = failed or self._failure(answer, "ending a transaction")
             if self._pgconn.status == self._bad:
                 break
         if failed is None and self._pgconn.status == self._bad:
