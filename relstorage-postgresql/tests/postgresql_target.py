@@ -41,7 +41,8 @@ class Postgres(Target):
             # Some tests of ZODB leave storages behind, in the middle of a transaction.
             connection.execute(
                 """SELECT pg_terminate_backend(pid) FROM (
-                    SELECT DISTINCT pid FROM pg_locks WHERE pid <> pg_backend_pid() AND relation IN (
+                    SELECT DISTINCT pid FROM pg_locks JOIN pg_stat_activity USING (pid)
+                    WHERE pid <> pg_backend_pid() AND usename = current_user AND relation IN (
                         SELECT oid FROM pg_class WHERE relnamespace = %s::regnamespace)) AS left_over""",
                 [options["schema"]],
             )

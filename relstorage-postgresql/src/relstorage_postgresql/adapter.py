@@ -23,6 +23,8 @@ from relstorage_postgresql.statements import call, statements
 _SIZE = """
     SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class
     WHERE relkind IN ('r', 'p') AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"""
+#: How long, in seconds, the server may take to notice that a client was killed.
+_NOTICE_WITHIN = 2.0
 #: Who lost a connection asks within this time, in seconds, what became of a commit.
 _ASK_WITHIN = 7 * 24 * 3600
 
@@ -96,7 +98,7 @@ class PostgresAdapter:
             session.close()
 
     def _take_pack_lock(self, session: Any, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + max(timeout, _NOTICE_WITHIN)
         while True:
             session.begin_write()
             taken = session.script(

@@ -17,7 +17,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from relstorage.errors import Disconnected, Failure, RelStorageError
+from relstorage.errors import Disconnected, DriverError, Failure, RelStorageError
 from relstorage.interfaces import IDriver, ISession
 from relstorage.sql import Statement
 from relstorage_postgresql import dsn
@@ -194,7 +194,7 @@ class PsycopgSession(PostgresSession):
 
     def _end(self, text: str) -> None:
         if text == "COMMIT":
-            self._simple(text, "committing")
+            self._require_committed(self._simple(text, "committing"))
             return
         # Nobody waits for the answer; it is read when there is something else to say.
         with self._guarded():
@@ -218,7 +218,13 @@ class PsycopgSession(PostgresSession):
                 raise Disconnected(f"{self.settings.name}: just after a commit: {error}") from error
             raise
         self.in_transaction = False
+        self._require_committed(results[len(before)])
         return self._rows(results[-1])
+
+    def _require_committed(self, result: Any) -> None:
+        # The server ends a transaction that has failed by rolling it back, and calls that no error.
+        if result.command_status != b"COMMIT":
+            raise DriverError(f"{self.settings.name}: the transaction had failed before and was rolled back.")
 
     def _notice_end(self) -> None:
         # Between transactions nothing is expected from the server but the answer to a ROLLBACK, and the end.
