@@ -26,7 +26,7 @@ class Postgres(Target):
     gaps = (
         Gap(
             "testPackUndoLog",
-            "It makes the clock of this process run ahead, and packs to a moment of it; tids are of the server's clock.",
+            "It makes the clock of this process run ahead, and packs to a moment of it; tids have the server's.",
         ),
     )
 

@@ -93,6 +93,7 @@ class PostgresAdapter:
         session = self._servers.open_session("pack")
         try:
             self._take_pack_lock(session, timeout)
+            self._forget_old_commits()
             yield
         finally:
             session.close()
@@ -129,9 +130,13 @@ class PostgresAdapter:
         finally:
             session.close()
 
-    def forget_old_commits(self, session: Any) -> None:
+    def _forget_old_commits(self) -> None:
         """Remove what nobody will ask for any more: how the last commits of ended sessions went."""
-        session.script(f"DELETE FROM rs_commit WHERE tid < {tid_at(time.time() - _ASK_WITHIN)}")
+        session = self._servers.open_session("pack")
+        try:
+            session.script(f"DELETE FROM rs_commit WHERE tid < {tid_at(time.time() - _ASK_WITHIN)}")
+        finally:
+            session.close()
 
     def close(self) -> None:
         """Close the session that is left from opening; the others are closed by their users."""

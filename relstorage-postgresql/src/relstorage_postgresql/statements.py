@@ -10,7 +10,7 @@ import re
 from functools import cache
 
 from relstorage.sql import Dialect, Statement, Statements
-from relstorage.sql.contract import READ_AHEAD_BYTES
+from relstorage.sql.contract import FEW_CHANGES, READ_AHEAD_BYTES
 from relstorage.sql.standard import Texts, texts
 
 _PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
@@ -55,6 +55,10 @@ DIALECT = Dialect(placeholder=_placeholder, list_placeholder=_list_placeholder, 
 
 _note_removed = """
     INSERT INTO rs_removed (tid, zoid) SELECT each.tid, each.oid FROM EACH_OF(:oid, :tid) ON CONFLICT DO NOTHING"""
+
+# Without the limit the server takes a third of all objects for changed, unless it makes a plan for each tid anew, which
+# takes three times as long as the answer.
+_few_removals = f"(SELECT zoid, tid FROM rs_removed WHERE tid > :tid ORDER BY tid LIMIT {FEW_CHANGES})"
 
 _SHARED: Texts = {
     "note_removed": _note_removed,
@@ -106,6 +110,11 @@ def _near(relation: str) -> str:
 
 
 _FREE: Texts = {
+    "few_changes_since": (
+        f"""
+        (SELECT zoid, tid FROM object_state WHERE tid > :tid ORDER BY tid LIMIT {FEW_CHANGES})
+        UNION ALL {_few_removals}""",
+    ),
     "current_range": _near("object_state"),
     "pack_remove_next": (_REMOVE_NEXT.format(removals=_FREE_REMOVALS.strip()),),
     "newest_tid": """
@@ -160,6 +169,13 @@ _raise_current = """
 _is_current = "EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = each.oid AND c.tid = each.tid)"
 
 _PRESERVING: Texts = {
+    "few_changes_since": (
+        f"""
+        (SELECT current_object.zoid, few.tid FROM (
+            SELECT tid FROM "transaction" WHERE tid > :tid ORDER BY tid LIMIT {FEW_CHANGES}) AS few
+        LEFT JOIN current_object ON current_object.tid = few.tid LIMIT {FEW_CHANGES})
+        UNION ALL {_few_removals}""",
+    ),
     "current_range": _near("object_state JOIN current_object USING (zoid, tid)"),
     "pack_remove_next": (_REMOVE_NEXT.format(removals=_PRESERVING_REMOVALS.strip()),),
     # The newest revision through the index of object_state costs one look-up less than the view over both tables.

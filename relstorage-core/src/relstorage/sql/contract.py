@@ -13,7 +13,8 @@ from typing import Any
 
 from relstorage.sql.statement import Dialect, Statement, names_in
 
-
+#: Most polls find fewer changes than this.
+FEW_CHANGES = 20
 #: How many bytes of states are worth reading before somebody asks for them.
 READ_AHEAD_BYTES = 500_000
 
@@ -67,6 +68,12 @@ class Statements:
         "everything may have changed.",
         "tid",
         "zoid tid",
+    )
+    few_changes_since: tuple[Statement, ...] = _steps(
+        f"""What ``changes_since`` answers where that is less than {FEW_CHANGES} rows, in any order; else at least so
+        many rows, of which no use is made. For a database that finds few of them faster if it knows that they are few.
+        None or one step.""",
+        "tid",
     )
     removals_since: Statement = _one(
         "A row if objects were removed after a tid, or a sweep is under way.", "tid", "found"

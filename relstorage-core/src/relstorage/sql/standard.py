@@ -25,6 +25,7 @@ _shared: Texts = {
     "object_count": "SELECT count(*) FROM $current",
     "revision_state": "SELECT state FROM object_state WHERE zoid = :oid AND tid = :tid",
     "following_tid": "SELECT min(tid) FROM object_state WHERE zoid = :oid AND tid > :tid",
+    "few_changes_since": (),
     "removals_since": """
         SELECT 1 WHERE EXISTS (SELECT 1 FROM rs_removed WHERE tid > :tid)
         OR EXISTS (SELECT 1 FROM rs_pack_run WHERE phase = 'sweeping')""",

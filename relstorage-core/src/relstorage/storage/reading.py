@@ -12,12 +12,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ZODB.POSException import POSKeyError
 
 from relstorage.errors import RelStorageError, SnapshotLost, StaleConnectionError
 from relstorage.ids import EVERYTHING, MAX_OID, to_bytes
+from relstorage.sql.contract import FEW_CHANGES
 from relstorage.storage.readahead import ReadAhead
 
 log = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ class Reader:
         horizon = cache.horizon
         try:
             session.begin_snapshot()
-            rows = session.rows(sql.changes_since, (horizon,)) if horizon >= 0 else []
+            rows = self._changes_since(session, horizon) if horizon >= 0 else []
             present = lineage.follow(session)
             if present is not cache:
                 return self._begin_anew(session, present)
@@ -134,6 +136,16 @@ class Reader:
         except RelStorageError:
             self.end()
             raise
+
+    def _changes_since(self, session: Any, tid: int) -> list[Any]:
+        """Return (oid, tid) of what has changed after a tid, in tid order."""
+        for first in self._sql.few_changes_since:
+            rows: list[Any] = session.rows(first, (tid,))
+            if len(rows) < FEW_CHANGES:
+                rows.sort(key=itemgetter(1))
+                return rows
+        changes: list[Any] = session.rows(self._sql.changes_since, (tid,))
+        return changes
 
     def _current_session(self) -> Any:
         now = time.monotonic()

@@ -197,10 +197,11 @@ class Commit:
                 if isinstance(error, Disconnected) and time.monotonic() < deadline:
                     time.sleep(ASK_EVERY)
                     continue
+                objects = len(self.staged.records)
                 self._leave()
                 raise CommitOutcomeUnknown(
                     f"Committing to {database.adapter.name}: the connection was lost, and the database could not be "
-                    f"asked whether the transaction of {len(self.staged.records)} objects is there ({error}). "
+                    f"asked whether the transaction of {objects} objects is there ({error}). "
                     "Look before you run it again."
                 ) from error
 

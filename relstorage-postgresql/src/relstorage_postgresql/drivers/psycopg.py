@@ -12,6 +12,8 @@ import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import chain
 from struct import Struct
 from typing import Any
 
@@ -74,13 +76,17 @@ def _array_encoder(type_name: str) -> Callable[[Sequence[Any]], bytes]:
     def encode_array(values: Sequence[Any]) -> bytes:
         if not values:
             return _EMPTY_ARRAY(0, 0, element)
-        parts = [_ARRAY(1, int(None in values), element, len(values), 1)]
+        head = _ARRAY(1, int(None in values), element, len(values), 1)
+        if None not in values:
+            encoded = list(map(encode, values))
+            return head + b"".join(chain.from_iterable(zip(map(_LENGTH, map(len, encoded)), encoded, strict=True)))
+        parts = [head]
         for value in values:
             if value is None:
                 parts.append(_NULL)
             else:
-                encoded = encode(value)
-                parts += (_LENGTH(len(encoded)), encoded)
+                one = encode(value)
+                parts += (_LENGTH(len(one)), one)
         return b"".join(parts)
 
     return encode_array
@@ -92,10 +98,12 @@ _ARRAY_ENCODERS = {type_name: _array_encoder(type_name) for type_name in _OIDS}
 class _Plan:
     """How a statement's parameters are written, and whether the server knows it by name already."""
 
-    __slots__ = ("encoders", "formats", "known", "name", "prepared", "prepares", "text")
+    __slots__ = ("encoders", "formats", "known", "label", "name", "prepared", "prepares", "source", "text")
 
     def __init__(self, statement: Statement, prepares: bool = True):
         self.prepares = prepares
+        self.label = statement.name
+        self.source = statement.text
         self.name = statement.name.encode()
         self.text = statement.text.encode()
         self.encoders = [
@@ -111,6 +119,11 @@ class _Plan:
         return [
             None if value is None else encode(value) for encode, value in zip(self.encoders, parameters, strict=True)
         ]
+
+
+@cache
+def _as_call(text: str) -> Call:
+    return Statement(text, text, (), ()), ()
 
 
 @implementer(ISession)
@@ -274,7 +287,7 @@ class PsycopgSession(PostgresSession):
         plan = self._plans.get(statement.name)
         if plan is None:
             plan = self._plans[statement.name] = _Plan(statement)
-        elif plan.text != statement.text.encode():
+        elif plan.source != statement.text:
             # The server may know the name with the other text already.
             plan = self._plans[statement.name] = _Plan(statement, prepares=False)
         return plan
@@ -323,45 +336,42 @@ class PsycopgSession(PostgresSession):
     def _pipeline(self, prelude: Sequence[str], calls: Sequence[Call], done: Callable[[int], None] | None) -> list[Any]:
         pgconn = self._pgconn
         pgconn.enter_pipeline_mode()
-        preparing: dict[int, _Plan] = {}
-        sent: set[bytes] = set()
-        for text in prelude:
-            pgconn.send_query_params(text.encode(), None)
-        for position, (statement, parameters) in enumerate(calls):
+        #: What each answer belongs to: the position of the call, None for what was not asked for, and the plan.
+        expected: list[tuple[int | None, _Plan]] = []
+        preparing: set[bytes] = set()
+        begun = -len(prelude)
+        for position, (statement, parameters) in enumerate((*map(_as_call, prelude), *calls), begun):
             plan = self._plan(statement)
             values = plan.encode(parameters)
-            if not plan.prepared and plan.known and plan.prepares and self._prepares and plan.name not in sent:
+            if not plan.prepared and plan.known and plan.prepares and self._prepares and plan.name not in preparing:
                 pgconn.send_prepare(plan.name, plan.text)
-                preparing[position] = plan
-                sent.add(plan.name)
-            if plan.prepared or plan.name in sent:
+                preparing.add(plan.name)
+                expected.append((None, plan))
+            if plan.prepared or plan.name in preparing:
                 pgconn.send_query_prepared(plan.name, values, plan.formats, 1)
             else:
                 pgconn.send_query_params(plan.text, values, None, plan.formats, 1)
             plan.known = True
+            expected.append((position, plan))
         pgconn.pipeline_sync()
         self._flush()
         results = []
         failed = None
-        for text in prelude:
-            failed = failed or self._failure(self._answer(), text)
-        for position, (statement, _) in enumerate(calls):
-            if position in preparing:
-                answer = self._answer()
-                preparing[position].prepared = answer.status == _COMMAND
-                failed = failed or self._failure(answer, statement.name)
-            answer = self._answer()
-            failed = failed or self._failure(answer, statement.name)
-            if failed is None and done is not None:
-                done(position)
-            results.append(answer)
-        while (answer := self._next()) is None or answer.status != _SYNC:
-            if answer is not None:
-                # What was executed after a COMMIT is committed, and may fail, only here.
-                failed = failed or self._failure(answer, "ending a transaction")
-            if self._pgconn.status == self._bad:
-                break
-        if failed is None and self._pgconn.status == self._bad:
+        for number, answer in enumerate(self._answers()):
+            # Beyond the last: what was executed after a COMMIT is committed, and may fail, only at the end.
+            attempt = expected[number][1].label if number < len(expected) else "ending a transaction"
+            if answer.status != _TUPLES and failed is None:
+                failed = self._failure(answer, attempt)
+            if number >= len(expected):
+                continue
+            place, plan = expected[number]
+            if place is None:
+                plan.prepared = answer.status == _COMMAND
+            elif place >= 0:
+                if failed is None and done is not None:
+                    done(place)
+                results.append(answer)
+        if failed is None and (len(results) < len(calls) or pgconn.status == self._bad):
             failed = self._failure(None, "reading the answer")
         if failed is not None:
             if isinstance(failed, Disconnected) and self._pgconn.status == self._bad:
@@ -372,13 +382,17 @@ class PsycopgSession(PostgresSession):
         pgconn.exit_pipeline_mode()
         return results
 
-    def _answer(self) -> Any:
-        """Return the result of the next command of a pipeline."""
-        result = self._next()
-        if result is not None:
-            while self._next() is not None and self._pgconn.status != self._bad:
-                pass
-        return result
+    def _answers(self) -> Iterator[Any]:
+        """Iterate over the results of a pipeline until its end, or that of the connection."""
+        pgconn, next_answer = self._pgconn, self._next
+        while True:
+            answer = next_answer()
+            if answer is not None:
+                if answer.status == _SYNC:
+                    return
+                yield answer
+            elif pgconn.status == self._bad:
+                return
 
     def _next(self) -> Any:
         """Return what libpq has next, waiting for it in a way that can be interrupted."""
