@@ -129,7 +129,8 @@ class FlakyNetwork:
                         if fault is not None:
                             fault.answered += data
                         client.sendall(data)
-        except OSError:
+        except (OSError, ValueError):
+            # The other end was reset, or this one was closed by the test while it waited.
             pass
         finally:
             if fault is None or fault.server_learns:

@@ -126,6 +126,15 @@ def _as_call(text: str) -> Call:
     return Statement(text, text, (), ()), ()
 
 
+class _Awaited:
+    """An answer that is on its way. Whoever wants to ask something else takes it off the connection first."""
+
+    def __init__(self, attempt: str):
+        self.attempt = attempt
+        self.rows: list[Any] = []
+        self.failed: RelStorageError | None = Disconnected("The connection was closed before the answer came.")
+
+
 @implementer(ISession)
 class PsycopgSession(PostgresSession):
     """One connection of libpq.
@@ -152,8 +161,9 @@ class PsycopgSession(PostgresSession):
         self._transformer = Transformer(None)
         self._plans: dict[str, _Plan] = {}
         self._prepares = not settings.pooled
-        #: Whether the answer to a ROLLBACK has not been read yet.
+        #: Whether something was asked whose answer has not been read yet: a ROLLBACK, or what ``_awaited`` is for.
         self._unread = False
+        self._awaited: _Awaited | None = None
 
     # --- the hot path: one prepared statement, one row
 
@@ -194,6 +204,25 @@ class PsycopgSession(PostgresSession):
     def _ask(self, statement: Statement, parameters: tuple[Any, ...]) -> tuple[list[Any], int]:
         result = self._exchange([(statement, parameters)])[-1]
         return self._rows(result), result.command_tuples or 0
+
+    def _ask_ahead(self, statement: Statement) -> Callable[[], list[Any]]:
+        self._require_connection()
+        with self._guarded():
+            self._drain()
+            self._pgconn.send_query_params(statement.text.encode(), None, None, None, 1)
+            self._flush()
+        self._unread = True
+        awaited = self._awaited = _Awaited(statement.name)
+
+        def rows() -> list[Any]:
+            if awaited is self._awaited:
+                with self._guarded():
+                    self._drain()
+            if awaited.failed is not None:
+                raise awaited.failed
+            return awaited.rows
+
+        return rows
 
     def _ask_all(self, calls: Sequence[Call]) -> list[Any]:
         for result in reversed(self._exchange(calls)):
@@ -431,10 +460,17 @@ class PsycopgSession(PostgresSession):
             return last
 
     def _drain(self) -> None:
-        if self._unread:
-            self._unread = False
-            while self._next() is not None:
-                pass
+        if not self._unread:
+            return
+        self._unread = False
+        awaited, self._awaited = self._awaited, None
+        last = None
+        while (result := self._next()) is not None and self._pgconn.status != self._bad:
+            last = result
+        if awaited is not None:
+            awaited.failed = self._failure(last, awaited.attempt)
+            if awaited.failed is None:
+                awaited.rows = self._rows(last)
 
     def _check(self, result: Any, attempt: str) -> None:
         failed = self._failure(result, attempt)

@@ -69,6 +69,10 @@ class PostgresSession:
         """Execute one statement, after the prelude; return its rows and how many it changed."""
         raise NotImplementedError
 
+    def _ask_ahead(self, statement: Statement) -> Callable[[], list[Any]]:
+        """Send a statement without parameters, if that can be done without waiting; return what gives its rows."""
+        return lambda: self._ask(statement, ())[0]
+
     def _ask_all(self, calls: Sequence[Call]) -> list[Any]:
         """Execute statements in one round trip where possible; return the rows of the last one that has any."""
         raise NotImplementedError
@@ -189,13 +193,14 @@ class PostgresSession:
         self._ask(opening, parameters)
         count = FIRST_ROWS
         try:
-            while True:
-                rows = self._ask(Statement(statement.name, f"FETCH {count} FROM {name}", (), statement.columns), ())[0]
-                yield from rows
-                if len(rows) < count:
-                    break
+            answer = self._ask_ahead(Statement(statement.name, f"FETCH {count} FROM {name}", (), statement.columns))
+            while len(rows := answer()) == count:
                 size = sum(len(cell) for row in rows for cell in row if type(cell) is bytes)
                 count = max(1, min(MOST_ROWS, count * STREAM_BYTES // max(size, 1), 4 * count))
+                # The server looks for the next rows while these are used.
+                answer = self._ask_ahead(Statement(statement.name, f"FETCH {count} FROM {name}", (), statement.columns))
+                yield from rows
+            yield from rows
         finally:
             # With its transaction, the cursor ends by itself.
             if self.in_transaction and not self._lost and not self._prelude:

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from relstorage_postgresql.dsn import with_setting
 
+# A network that says nothing any more is noticed after about two minutes, where the system's own defaults take hours.
+_DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "60",
+    "keepalives_interval": "15",
+    "keepalives_count": "4",
+}
+
 
 @dataclass(frozen=True)
 class SessionSettings:
@@ -29,7 +37,7 @@ class SessionSettings:
 
     def connection_parameters(self) -> dict[str, str]:
         """Return the parameters to connect with: the user's, and what every session needs."""
-        parameters = {"connect_timeout": "10", **self.parameters, "client_encoding": "utf8"}
+        parameters = {**_DEFAULTS, **self.parameters, "client_encoding": "utf8"}
         parameters.setdefault("fallback_application_name", "relstorage")
         path = self.search_path()
         if path is None or self.pooled:
