@@ -283,6 +283,44 @@ BEGIN
 END"""
 
 
+# A part of a pack's list, removed by one statement. Each part of the statement sees the tables as they were before it,
+# and no row may be changed by two of them. As a function, because the server's plan for a list that was just written
+# would read all of it.
+_REMOVE_NEXT = """
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH batch AS MATERIALIZED (
+        SELECT g.zoid, g.tid, g.whole FROM rs_pack_garbage g
+        WHERE g.run = p_run AND (g.zoid, g.tid) > (p_after_oid, p_after_tid) ORDER BY g.zoid, g.tid LIMIT p_limit),
+    $removals,
+    noted AS (INSERT INTO rs_removed (tid, zoid) SELECT p_tid, gone.zoid FROM gone ON CONFLICT DO NOTHING),
+    done AS (
+        DELETE FROM rs_pack_garbage g USING batch WHERE g.run = p_run AND g.zoid = batch.zoid AND g.tid = batch.tid
+        RETURNING 1),
+    last AS (SELECT batch.zoid, batch.tid FROM batch ORDER BY batch.zoid DESC, batch.tid DESC LIMIT 1)
+    SELECT (SELECT count(*) FROM done), (SELECT count(*) FROM gone),
+        (SELECT last.zoid FROM last), (SELECT last.tid FROM last);
+END"""
+_FREE_REMOVALS = """
+    gone AS (
+        DELETE FROM object_state o USING batch WHERE batch.whole = 1 AND o.zoid = batch.zoid AND o.tid = batch.tid
+        RETURNING o.zoid)"""
+_PRESERVING_REMOVALS = """
+    gone AS (
+        DELETE FROM current_object c USING batch WHERE batch.whole = 1 AND c.zoid = batch.zoid AND c.tid = batch.tid
+        RETURNING c.zoid),
+    whole_objects AS (DELETE FROM object_state o USING gone WHERE o.zoid = gone.zoid),
+    single AS (
+        SELECT batch.zoid, batch.tid FROM batch WHERE batch.whole = 0
+        AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.zoid = batch.zoid)
+        AND NOT EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = batch.zoid AND c.tid = batch.tid)),
+    followers AS (
+        UPDATE object_state o SET prev_tid = 0 FROM single WHERE o.zoid = single.zoid AND o.prev_tid = single.tid
+        AND NOT EXISTS (SELECT 1 FROM single other WHERE other.zoid = o.zoid AND other.tid = o.tid)),
+    revisions AS (DELETE FROM object_state o USING single WHERE o.zoid = single.zoid AND o.tid = single.tid)"""
+
+
 @dataclass(frozen=True)
 class Functions:
     """The functions of one history mode."""
@@ -291,9 +329,10 @@ class Functions:
     finish: Function
     choose_tid: Function
     reserve_oids: Function
+    remove_next: Function
 
     def all(self) -> tuple[Function, ...]:
-        return (self.vote, self.finish, self.choose_tid, self.reserve_oids)
+        return (self.vote, self.finish, self.choose_tid, self.reserve_oids, self.remove_next)
 
 
 @cache
@@ -309,5 +348,11 @@ def functions(keep_history: bool) -> Functions:
             "p_count bigint, p_least bigint, p_timeout int",
             "bigint",
             _fill(_RESERVE, current="current_object" if keep_history else "object_state"),
+        ),
+        remove_next=Function(
+            "rs_remove_next",
+            "p_run bigint, p_limit bigint, p_tid bigint, p_after_oid bigint, p_after_tid bigint",
+            "TABLE (entries bigint, objects bigint, last_oid bigint, last_tid bigint)",
+            _fill(_REMOVE_NEXT, removals=_PRESERVING_REMOVALS if keep_history else _FREE_REMOVALS),
         ),
     )

@@ -12,6 +12,7 @@ from functools import cache
 from relstorage.sql import Dialect, Statement, Statements
 from relstorage.sql.contract import FEW_CHANGES, READ_AHEAD_BYTES
 from relstorage.sql.standard import Texts, texts
+from relstorage_postgresql.functions import functions
 
 _PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
 
@@ -71,35 +72,6 @@ _SHARED: Texts = {
 }
 
 
-# Each part of such a statement sees the tables as they were before it, and no row may be changed by two of them.
-_REMOVE_NEXT = """
-    WITH batch AS (
-        SELECT zoid, tid, whole FROM rs_pack_garbage WHERE run = :run ORDER BY zoid, tid LIMIT :limit),
-    {removals},
-    noted AS (INSERT INTO rs_removed (tid, zoid) SELECT :tid, zoid FROM gone ON CONFLICT DO NOTHING),
-    done AS (
-        DELETE FROM rs_pack_garbage g USING batch WHERE g.run = :run AND g.zoid = batch.zoid AND g.tid = batch.tid
-        RETURNING 1)
-    SELECT (SELECT count(*) FROM done), (SELECT count(*) FROM gone)"""
-_FREE_REMOVALS = """
-    gone AS (
-        DELETE FROM object_state o USING batch WHERE whole = 1 AND o.zoid = batch.zoid AND o.tid = batch.tid
-        RETURNING o.zoid)"""
-_PRESERVING_REMOVALS = """
-    gone AS (
-        DELETE FROM current_object c USING batch WHERE whole = 1 AND c.zoid = batch.zoid AND c.tid = batch.tid
-        RETURNING c.zoid),
-    whole_objects AS (DELETE FROM object_state o USING gone WHERE o.zoid = gone.zoid),
-    single AS (
-        SELECT zoid, tid FROM batch WHERE whole = 0
-        AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.zoid = batch.zoid)
-        AND NOT EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = batch.zoid AND c.tid = batch.tid)),
-    followers AS (
-        UPDATE object_state o SET prev_tid = 0 FROM single WHERE o.zoid = single.zoid AND o.prev_tid = single.tid
-        AND NOT EXISTS (SELECT 1 FROM single other WHERE other.zoid = o.zoid AND other.tid = o.tid)),
-    revisions AS (DELETE FROM object_state o USING single WHERE o.zoid = single.zoid AND o.tid = single.tid)"""
-
-
 def _near(relation: str) -> str:
     # The server knows the size of a state without reading it.
     return f"""
@@ -116,7 +88,6 @@ _FREE: Texts = {
         UNION ALL {_few_removals}""",
     ),
     "current_range": _near("object_state"),
-    "pack_remove_next": (_REMOVE_NEXT.format(removals=_FREE_REMOVALS.strip()),),
     "newest_tid": """
         SELECT greatest(
             coalesce((SELECT max(tid) FROM object_state), 0), coalesce((SELECT max(tid) FROM rs_removed), 0))""",
@@ -177,7 +148,6 @@ _PRESERVING: Texts = {
         UNION ALL {_few_removals}""",
     ),
     "current_range": _near("object_state JOIN current_object USING (zoid, tid)"),
-    "pack_remove_next": (_REMOVE_NEXT.format(removals=_PRESERVING_REMOVALS.strip()),),
     # The newest revision through the index of object_state costs one look-up less than the view over both tables.
     "current_state": "SELECT state, tid FROM object_state WHERE zoid = :oid ORDER BY tid DESC LIMIT 1",
     "newest_tid": """
@@ -240,7 +210,16 @@ _PRESERVING: Texts = {
 @cache
 def statements(keep_history: bool) -> Statements:
     """Return the statements of a history mode."""
-    return Statements.render(DIALECT, texts(keep_history, {**_SHARED, **(_PRESERVING if keep_history else _FREE)}))
+    remove_next = functions(keep_history).remove_next.name
+    own: Texts = {
+        "pack_remove_next": (
+            f"""SELECT entries, objects, last_oid, last_tid
+            FROM {remove_next}(:run, :limit, :tid, :after_oid, :after_tid)""",
+        ),
+    }
+    return Statements.render(
+        DIALECT, texts(keep_history, {**_SHARED, **own, **(_PRESERVING if keep_history else _FREE)})
+    )
 
 
 def call(name: str, text: str, parameters: str, columns: str = "", lists: str = "") -> Statement:

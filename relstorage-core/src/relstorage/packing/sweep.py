@@ -99,6 +99,8 @@ class Sweep:
         #: How long the last transaction held the lock.
         self._held = 0.0
         self._courtesy = Courtesy(adapter.commit_steps)
+        #: The last entry of the list that was removed: a search from the beginning would meet all that is gone.
+        self._behind = [-1, -1]
         self.objects = 0
         self.revisions = 0
         self.rescued = 0
@@ -214,8 +216,10 @@ class Sweep:
         """Remove what is next on the list; return how much it was."""
         session, sql = self._session, self._sql
         if sql.pack_remove_next:
-            entries, objects = session.row(sql.pack_remove_next[0], (run.run, limit, tid))
+            found = session.row(sql.pack_remove_next[0], (run.run, limit, tid, *self._behind))
+            entries, objects, *last = found
             if entries:
+                self._behind = last
                 session.run(sql.pack_progress, (run.run, removed + entries, tid))
             self.objects += objects
             self.revisions += entries

@@ -156,9 +156,10 @@ class Statements:
     )
     pack_remove_next: tuple[Statement, ...] = _steps(
         """All that removes the next entries of the list, in one statement, where a database can do that: what the
-        three above do with each, and what notes the removals and takes them off the list. It returns how many entries
-        and how many objects it were. None or one step.""",
-        "run limit tid",
+        three above do with each, and what notes the removals and takes them off the list. The next entries are those
+        behind an oid and a tid. It returns how many entries and how many objects it were, and oid and tid of the last
+        entry. None or one step.""",
+        "run limit tid after_oid after_tid",
     )
     prune_removed: Statement = _one("Forget removals up to a tid.", "tid")
 
