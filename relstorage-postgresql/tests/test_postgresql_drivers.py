@@ -326,18 +326,24 @@ def test_a_driver_knows_what_its_own_exceptions_mean(driver, connect, text, fail
     assert driver.classify(KeyError("x")) is Failure.OTHER
 
 
-def test_no_error_shows_the_password(driver, settings):
-    parameters = {**settings.parameters, "password": "blue  sky", "dbname": "blue  sky"}
+@pytest.fixture
+def secret(settings):
+    """The password that the server wants; any, with two blanks in it, if it wants none."""
+    return settings.parameters.get("password", "blue  sky")
+
+
+def test_no_error_shows_the_password(driver, settings, secret):
+    parameters = {**settings.parameters, "password": secret, "dbname": secret}
     with pytest.raises(Disconnected) as raised:
         driver.open_session(replace(settings, parameters=parameters), "load")
     assert "***" in str(raised.value)
-    assert "sky" not in str(raised.value)
+    assert secret.split()[-1] not in str(raised.value)
 
 
-def test_no_error_of_a_statement_shows_the_password(connect, settings):
-    session = connect(parameters={**settings.parameters, "password": "blue  sky"})
+def test_no_error_of_a_statement_shows_the_password(connect, settings, secret):
+    session = connect(parameters={**settings.parameters, "password": secret})
     with pytest.raises(DriverError) as raised:
-        session.script("""DO $$ BEGIN RAISE EXCEPTION 'the blue  sky'; END $$""")
+        session.script(f"""DO $$ BEGIN RAISE EXCEPTION 'the {secret}'; END $$""")
     assert "the ***" in str(raised.value)
 
 

@@ -43,5 +43,6 @@ def _address(postgres_address):
 
 @pytest.fixture(autouse=True)
 def _usable(request, missing):
-    if "driver" in request.node.callspec.params:
-        usable_driver(request.node.callspec.params["driver"], missing)
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    if "driver" in parameters:
+        usable_driver(parameters["driver"], missing)
