@@ -164,6 +164,8 @@ class PsycopgSession(PostgresSession):
         #: Whether something was asked whose answer has not been read yet: a ROLLBACK, or what ``_awaited`` is for.
         self._unread = False
         self._awaited: _Awaited | None = None
+        #: Whether the pipeline of the ROLLBACK is open.
+        self._open_pipeline = False
 
     # --- the hot path: one prepared statement, one row
 
@@ -238,11 +240,14 @@ class PsycopgSession(PostgresSession):
         if text == "COMMIT":
             self._require_committed(self._simple(text, "committing"))
             return
-        # Nobody waits for the answer; it is read when there is something else to say.
+        # Nobody waits for the answer; it is read after what is said next. So the pipeline is left open.
         with self._guarded():
             self._drain()
-            self._pgconn.send_query(text.encode())
-            self._unread = True
+            pgconn = self._pgconn
+            pgconn.enter_pipeline_mode()
+            pgconn.send_query_params(text.encode(), None)
+            pgconn.pipeline_sync()
+            self._unread = self._open_pipeline = True
             self._flush()
 
     def finish(self, before: Sequence[Call], after: Sequence[Call]) -> list[Any]:
@@ -328,10 +333,11 @@ class PsycopgSession(PostgresSession):
             return self._exchange_alone(calls, done)
         prelude = self._take_prelude()
         try:
-            if self._unread:
-                self._drain()
             if not prelude and len(calls) == 1 and not self._cooperative:
+                self._drain()
                 return [self._one(*calls[0])]
+            if not self._open_pipeline:
+                self._drain()
             return self._pipeline(prelude, calls, done)
         except BaseException as error:
             raise self._what_to_raise(error) from error.__cause__
@@ -364,7 +370,8 @@ class PsycopgSession(PostgresSession):
 
     def _pipeline(self, prelude: Sequence[str], calls: Sequence[Call], done: Callable[[int], None] | None) -> list[Any]:
         pgconn = self._pgconn
-        pgconn.enter_pipeline_mode()
+        if not self._open_pipeline:
+            pgconn.enter_pipeline_mode()
         #: What each answer belongs to: the position of the call, None for what was not asked for, and the plan.
         expected: list[tuple[int | None, _Plan]] = []
         preparing: set[bytes] = set()
@@ -384,6 +391,10 @@ class PsycopgSession(PostgresSession):
             expected.append((position, plan))
         pgconn.pipeline_sync()
         self._flush()
+        if self._open_pipeline:
+            self._unread = self._open_pipeline = False
+            for _ in self._answers():
+                pass
         results = []
         failed = None
         for number, answer in enumerate(self._answers()):
@@ -463,6 +474,12 @@ class PsycopgSession(PostgresSession):
         if not self._unread:
             return
         self._unread = False
+        if self._open_pipeline:
+            self._open_pipeline = False
+            for _ in self._answers():
+                pass
+            self._pgconn.exit_pipeline_mode()
+            return
         awaited, self._awaited = self._awaited, None
         last = None
         while (result := self._next()) is not None and self._pgconn.status != self._bad:
