@@ -94,8 +94,12 @@ class Pg8000Session(TextSession):
             self.close()
 
     def _disconnect(self) -> None:
+        # The socket stays open as long as the file that pg8000 has made of it, and leaves to the garbage collector.
+        file = self._connection._sock
         with contextlib.suppress(Exception):
             self._connection.close()
+        with contextlib.suppress(Exception):
+            file.close()
 
 
 def explain(error: BaseException) -> tuple[str | None, str]:
