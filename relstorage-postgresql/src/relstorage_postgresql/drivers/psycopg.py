@@ -240,10 +240,16 @@ class PsycopgSession(PostgresSession):
         if text == "COMMIT":
             self._require_committed(self._simple(text, "committing"))
             return
-        # Nobody waits for the answer; it is read after what is said next. So the pipeline is left open.
+        # Nobody waits for the answer; it is read after what is said next. So the pipeline is left open. A pooler,
+        # though, may give the connection to somebody else with that answer, while what is said next is on its way.
         with self._guarded():
             self._drain()
             pgconn = self._pgconn
+            if self.settings.pooled:
+                pgconn.send_query(text.encode())
+                self._unread = True
+                self._flush()
+                return
             pgconn.enter_pipeline_mode()
             pgconn.send_query_params(text.encode(), None)
             pgconn.pipeline_sync()
