@@ -122,5 +122,6 @@ def postgres_address(request: pytest.FixtureRequest) -> Iterator[str]:
     if os.environ.get(VARIABLE):
         yield os.environ[VARIABLE]
         return
-    with request.getfixturevalue("new_postgres")() as server:
+    # Some tests of ZODB open more connections than the server permits by itself.
+    with request.getfixturevalue("new_postgres")(settings={"max_connections": 300}) as server:
         yield server.dsn()
