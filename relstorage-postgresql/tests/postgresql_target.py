@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -72,3 +73,8 @@ class Postgres(Target):
         with psycopg.connect(self.address, autocommit=True) as connection:
             connection.execute(statement)
 
+
+@pytest.fixture(autouse=True, scope="module")
+def address(request: pytest.FixtureRequest, postgres_address: str) -> None:
+    """Give the importing module's ``TARGET`` the server of the tests."""
+    request.module.TARGET.address = postgres_address

@@ -12,7 +12,7 @@ from base64 import decodebytes
 
 import pytest
 from postgresql_faults import Fault, FlakyNetwork, in_thread, observed
-from postgresql_target import Postgres
+from postgresql_target import Postgres, address  # noqa: F401  a fixture is found by its name
 from transaction.interfaces import TransientError
 from ZODB.POSException import ConflictError, UndoError
 from ZODB.utils import u64, z64
@@ -32,11 +32,6 @@ from relstorage.testing.target import (  # noqa: F401  fixtures are found by the
 )
 
 TARGET = Postgres()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _address(postgres_address):
-    TARGET.address = postgres_address
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from postgresql_faults import in_thread
-from postgresql_target import Postgres
+from postgresql_target import Postgres, address  # noqa: F401  a fixture is found by its name
 from postgresql_writers import value_of
 from test_postgresql_crashes import Writer
 from transaction.interfaces import TransientError
@@ -30,11 +30,6 @@ from relstorage.testing.target import (  # noqa: F401  fixtures are found by the
 )
 
 TARGET = Postgres()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _address(postgres_address):
-    TARGET.address = postgres_address
 
 
 def begun(storage, *records, required=()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from postgresql_drivers import TEXT_DRIVERS, usable_driver
-from postgresql_target import Postgres
+from postgresql_target import Postgres, address  # noqa: F401  a fixture is found by its name
 
 from relstorage.testing import *  # noqa: F403  a suite is star-imported
 from relstorage.testing.target import pytest_generate_tests as generate_tests
@@ -34,11 +34,6 @@ def pytest_generate_tests(metafunc):
         for driver in TEXT_DRIVERS
     ]
     generate_tests(metafunc)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _address(postgres_address):
-    TARGET.address = postgres_address
 
 
 @pytest.fixture(autouse=True)

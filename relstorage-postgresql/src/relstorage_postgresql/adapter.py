@@ -92,8 +92,9 @@ class PostgresAdapter:
         # snapshot, and ends with its process.
         session = self._servers.open_session("pack")
         try:
+            # Nobody will ask any more how the last commits of ended sessions went.
+            session.script(f"DELETE FROM rs_commit WHERE tid < {tid_at(time.time() - _ASK_WITHIN)}")
             self._take_pack_lock(session, timeout)
-            self._forget_old_commits()
             yield
         finally:
             session.close()
@@ -127,14 +128,6 @@ class PostgresAdapter:
         try:
             size: int = session.script(_SIZE)[0][0]
             return size
-        finally:
-            session.close()
-
-    def _forget_old_commits(self) -> None:
-        """Remove what nobody will ask for any more: how the last commits of ended sessions went."""
-        session = self._servers.open_session("pack")
-        try:
-            session.script(f"DELETE FROM rs_commit WHERE tid < {tid_at(time.time() - _ASK_WITHIN)}")
         finally:
             session.close()
 

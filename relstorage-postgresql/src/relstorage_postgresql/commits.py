@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from ZODB.POSException import ConflictError
@@ -157,16 +158,16 @@ class PostgresCommit:
         self._vote = call(
             "vote",
             f"""SELECT kind, zoid, tid, state FROM {functions.vote.name}(:changed, :bases, :stored, :states, :new,
-            :new_states, :read, :read_tids, :view, :timeout::int, :in_table)""",
-            f"{vote_lists} view timeout in_table",
+            :new_states, :read, :read_tids, :view, :in_table)""",
+            f"{vote_lists} view in_table",
             "kind zoid tid state",
             vote_lists,
         )
         self._finish = call(
             "finish",
-            f"""SELECT {functions.finish.name}(:session, :serial, :timeout::int, :early, :username, :description,
+            f"""SELECT {functions.finish.name}(:session, :serial, :early, :username, :description,
             :extension, :deleted, :blob_zoids, :blobs, :copy_zoids, :copy_tids)""",
-            """session serial timeout early username description extension deleted blob_zoids blobs copy_zoids
+            """session serial early username description extension deleted blob_zoids blobs copy_zoids
             copy_tids""",
             "tid",
             "deleted blob_zoids blobs copy_zoids copy_tids",
@@ -198,14 +199,14 @@ class PostgresCommit:
             return Verdict([], False)
         locked = [(oid, base) for oid, base, kind in commit.records.bases() if base or kind is Kind.DELETE]
         read = self._to_stay(commit, dict(locked))
-        pieces = _pieces(commit.records, {})
+        pieces = _pieces(commit.records)
         first = next(pieces)
         session.begin_write()
         second = next(pieces, None)
         borders = []
         if second is not None:
             session.script(_TABLE)
-            for part, piece in enumerate(_chain(first, second, pieces)):
+            for part, piece in enumerate(chain((first, second), pieces)):
                 session.batch((_STAGE, (part, *piece.parameters())))
                 if part:
                     borders.append(min((*piece.changed[:1], *piece.new[:1])))
@@ -214,7 +215,7 @@ class PostgresCommit:
         view = commit.knows_removals_to
         parameters = (
             [oid for oid, _ in locked], [base for _, base in locked], stored, states, new, new_states,
-            [oid for oid, _ in read], [tid for _, tid in read], view, self._timeout, second is not None,
+            [oid for oid, _ in read], [tid for _, tid in read], view, second is not None,
         )  # fmt: skip
         try:
             rows = session.batch((self._vote, parameters))
@@ -285,12 +286,11 @@ class PostgresCommit:
             progress.blobs.append(self._blobs.upload(session, path))
 
     def _stage_again(self, session: Any, commit: StagedCommit, progress: _Progress, oids: set[int]) -> None:
-        flipped = dict.fromkeys(progress.strange, True)
         if not progress.borders:
-            (piece,) = _pieces(commit.records, flipped)
+            (piece,) = _pieces(commit.records, progress.strange)
             session.batch((_FORGET, ()), (_HOLD, piece.parameters()))
             return
-        for part, piece in enumerate(_pieces_between(commit.records, progress.borders, flipped)):
+        for part, piece in enumerate(_pieces(commit.records, progress.strange, set(progress.borders))):
             if not oids.isdisjoint(piece.changed) or not oids.isdisjoint(piece.new):
                 session.batch((_RESTAGE, (part, *piece.parameters())))
         session.batch((_FORGET, ()), (_HOLD_TABLE, ()))
@@ -305,7 +305,7 @@ class PostgresCommit:
         finishing = (
             self._finish,
             (
-                progress.session, progress.serial, self._timeout, self._early, facts.username, facts.description,
+                progress.session, progress.serial, self._early, facts.username, facts.description,
                 facts.extension, commit.records.removals(), progress.blob_oids, progress.blobs,
                 list(commit.blob_copies), list(commit.blob_copies.values()),
             ),
@@ -404,34 +404,23 @@ class PostgresCommit:
             patience = min(patience * 2, LONGEST_PATIENCE)
 
 
-def _pieces(records: Iterable[Any], flipped: dict[int, bool]) -> Iterator[_Piece]:
-    """Cut the staged states into pieces; there is at least one. What is ``flipped`` is new instead of changed."""
+def _pieces(
+    records: Iterable[Any], flipped: Collection[int] = (), borders: Collection[int] | None = None
+) -> Iterator[_Piece]:
+    """Cut the staged states into pieces; there is at least one. What is ``flipped`` is new instead of changed.
+
+    With ``borders``, the first oids of the pieces but the first, they are cut where they were cut before.
+    """
     piece = _Piece()
     size = 0
     for oid, base, _, state in records:
         if state is None:
             continue
-        if size and size + len(state) > PIECE:
+        if (size and size + len(state) > PIECE) if borders is None else oid in borders:
             yield piece
             piece, size = _Piece(), 0
         _add(piece, oid, bool(base) != (oid in flipped), state)
         size += len(state) + 32
-    yield piece
-
-
-def _pieces_between(records: Iterable[Any], borders: list[int], flipped: dict[int, bool]) -> Iterator[_Piece]:
-    """Cut the staged states where they were cut before."""
-    piece = _Piece()
-    remaining = iter(borders)
-    border = next(remaining, None)
-    for oid, base, _, state in records:
-        if state is None:
-            continue
-        if oid == border:
-            yield piece
-            piece = _Piece()
-            border = next(remaining, None)
-        _add(piece, oid, bool(base) != (oid in flipped), state)
     yield piece
 
 
@@ -442,10 +431,3 @@ def _add(piece: _Piece, oid: int, changed: bool, state: bytes) -> None:
     else:
         piece.new.append(oid)
         piece.new_states.append(state)
-
-
-def _chain(first: _Piece, second: _Piece, rest: Iterator[_Piece]) -> Iterator[_Piece]:
-    yield first
-    yield second
-    yield from rest
-

@@ -66,7 +66,6 @@ _CLOCK = """
         + trunc(date_part('second', v_clock) / (60.0::float8 / 4294967296.0::float8))::bigint;"""
 
 _CHOOSE_TID = f"""
-    PERFORM set_config('lock_timeout', p_timeout::text, true);
     PERFORM pg_advisory_xact_lock({LOCK_CLASS}, {COMMIT});{_CLOCK}
     v_tid := greatest(v_tid, 1 + greatest(
         (SELECT max(tid) FROM $transactions), (SELECT max(tid) FROM rs_removed)));"""
@@ -106,7 +105,6 @@ DECLARE
     v_found record;
     v_removals boolean;
 BEGIN
-    PERFORM set_config('lock_timeout', p_timeout::text, true);
     PERFORM pg_advisory_xact_lock_shared({LOCK_CLASS}, {DRAIN});
     IF cardinality(p_read) = 0 THEN
         {differing(2, "unnest(p_changed, p_bases)", "NO KEY UPDATE", changed)}
@@ -151,7 +149,7 @@ END"""
 
 
 _VOTE_ARGUMENTS = """p_changed bigint[], p_bases bigint[], p_stored bigint[], p_states bytea[], p_new bigint[],
-    p_new_states bytea[], p_read bigint[], p_read_tids bigint[], p_view bigint, p_timeout int, p_in_table boolean"""
+    p_new_states bytea[], p_read bigint[], p_read_tids bigint[], p_view bigint, p_in_table boolean"""
 _VOTE_RETURNS = "TABLE (kind int, zoid bigint, tid bigint, state bytea)"
 
 _FREE_VOTE = _vote("object_state", False, "DELETE FROM blob_chunk b WHERE b.zoid = ANY(p_changed);")
@@ -257,7 +255,7 @@ _PRESERVING_FINISH = _fill(
     END IF;""",
 )
 
-_FINISH_ARGUMENTS = """p_session bigint, p_serial bigint, p_timeout int, p_early boolean, p_username bytea,
+_FINISH_ARGUMENTS = """p_session bigint, p_serial bigint, p_early boolean, p_username bytea,
     p_description bytea, p_extension bytea, p_deleted bigint[], p_blob_zoids bigint[], p_blobs oid[],
     p_copy_zoids bigint[], p_copy_tids bigint[]"""
 
@@ -265,7 +263,9 @@ _CHOOSE = f"""
 DECLARE
     v_clock timestamp;
     v_tid bigint;
-BEGIN{_CHOOSE_TID}
+BEGIN
+    -- Who waited for the other lock had less patience.
+    PERFORM set_config('lock_timeout', p_timeout::text, true);{_CHOOSE_TID}
     RETURN v_tid;
 END"""
 

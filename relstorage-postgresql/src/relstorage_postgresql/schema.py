@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from zope.interface import implementer
 
-from relstorage.database.schema import SCHEMA_VERSION, Identity, Layout, detect, new_uuid, require
+from relstorage.database.schema import SCHEMA_VERSION, Identity, Layout, detect, emptying, new_uuid, require
 from relstorage.errors import DriverError, NotADatabase, ReadOnlyDatabase, RelStorageError, SchemaOutdated
 from relstorage.interfaces import ISchema
 from relstorage_postgresql.drivers.session import INCARNATION
@@ -190,14 +190,7 @@ class PostgresSchema:
 
     def zap(self, session: Any) -> None:
         self._remove_blobs()
-        tables = ["blob_chunk", "object_ref", "object_refs_added", "pack_object", "rs_pack_run", "rs_pack_garbage"]
-        if self._keep_history:
-            tables += ["current_object", "object_state", "pack_state", "pack_state_tid"]
-        else:
-            tables += ["object_state"]
-        session.script(*(f"DELETE FROM {table}" for table in tables))
-        if self._keep_history:
-            session.script('DELETE FROM "transaction" WHERE tid > 0')
+        session.script(*emptying(self._keep_history))
 
     def _remove_blobs(self) -> None:
         """Remove the blobs, a few in a transaction. Nobody can add any meanwhile: the caller has the commit lock."""

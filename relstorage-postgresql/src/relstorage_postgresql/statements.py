@@ -6,15 +6,12 @@ statement that takes a list for each parameter.
 
 from __future__ import annotations
 
-import re
 from functools import cache
 
 from relstorage.sql import Dialect, Statement, Statements
 from relstorage.sql.contract import FEW_CHANGES, READ_AHEAD_BYTES
 from relstorage.sql.standard import Texts, texts
 from relstorage_postgresql.functions import functions
-
-_PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
 
 _TYPES = {
     "blobs": "oid",
@@ -224,13 +221,4 @@ def statements(keep_history: bool) -> Statements:
 
 def call(name: str, text: str, parameters: str, columns: str = "", lists: str = "") -> Statement:
     """Return a statement of this backend alone, whose text says ``:name`` for a parameter or a list of them."""
-    names = tuple(parameters.split())
-    listed = set(lists.split())
-    position = {each: number for number, each in enumerate(names, 1)}
-
-    def placeholder(match: re.Match[str]) -> str:
-        write = _list_placeholder if match[1] in listed else _placeholder
-        return write(match[1], position[match[1]])
-
-    arrays = tuple(position[each] - 1 for each in names if each in listed)
-    return Statement(name, _PARAMETER.sub(placeholder, " ".join(text.split())), names, tuple(columns.split()), arrays)
+    return DIALECT.render(name, text, tuple(parameters.split()), tuple(columns.split()), lists.split())

@@ -13,7 +13,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from relstorage.database.schema import SCHEMA_VERSION, Identity, Layout, detect, new_uuid, require
+from relstorage.database.schema import SCHEMA_VERSION, Identity, Layout, detect, emptying, new_uuid, require
 from relstorage.errors import (
     CorruptDatabase,
     NotADatabase,
@@ -209,11 +209,4 @@ class SqliteSchema:
         return Identity(facts["uuid"], int(facts["schema_version"]), self._keep_history)
 
     def zap(self, session: Any) -> None:
-        tables = ["blob_chunk", "object_ref", "object_refs_added", "pack_object", "rs_pack_run", "rs_pack_garbage"]
-        if self._keep_history:
-            tables += ["current_object", "object_state", "pack_state", "pack_state_tid"]
-        else:
-            tables += ["object_state"]
-        session.script(*(f"DELETE FROM {table}" for table in tables))
-        if self._keep_history:
-            session.script('DELETE FROM "transaction" WHERE tid > 0')
+        session.script(*emptying(self._keep_history))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,15 +69,27 @@ class Dialect:
     list_placeholder: Callable[[str, int], str] = _question_mark
 
     def render(
-        self, name: str, text: str, parameters: tuple[str, ...] = (), columns: tuple[str, ...] = ()
+        self,
+        name: str,
+        text: str,
+        parameters: tuple[str, ...] = (),
+        columns: tuple[str, ...] = (),
+        lists: Collection[str] = (),
     ) -> Statement:
-        """Return the statement; raise ValueError if the text uses a parameter that is not declared."""
+        """Return the statement; raise ValueError if the text uses a parameter that is not declared.
+
+        ``lists`` are the parameters that are lists although the text does not say so.
+        """
         text = " ".join(text.split())
         unknown = names_in(text) - set(parameters)
         if unknown:
             raise ValueError(f"statement {name!r} uses undeclared parameters {sorted(unknown)}")
         position = {parameter: index for index, parameter in enumerate(parameters, 1)}
-        lists = {*_ARRAY.findall(text), *(name for each in _EACH.findall(text) for name in _PARAMETER.findall(each))}
+        lists = {
+            *lists,
+            *_ARRAY.findall(text),
+            *(name for each in _EACH.findall(text) for name in _PARAMETER.findall(each)),
+        }
         arrays = tuple(sorted(position[parameter] - 1 for parameter in lists))
 
         def array(match: re.Match[str]) -> str:
@@ -88,7 +100,8 @@ class Dialect:
             return self.each_of(names, tuple(self.list_placeholder(name, position[name]) for name in names))
 
         def scalar(match: re.Match[str]) -> str:
-            return self.placeholder(match[1], position[match[1]])
+            write = self.list_placeholder if match[1] in lists else self.placeholder
+            return write(match[1], position[match[1]])
 
         columnar = _EACH.search(text) is not None
         if columnar and len(arrays) < len(parameters):

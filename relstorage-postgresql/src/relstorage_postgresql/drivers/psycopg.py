@@ -24,7 +24,7 @@ from relstorage.interfaces import IDriver, ISession
 from relstorage.sql import Statement
 from relstorage_postgresql import dsn
 from relstorage_postgresql.drivers.failures import UNIQUE_VIOLATION, AlreadyThere, meaning, translate
-from relstorage_postgresql.drivers.session import Call, PostgresSession
+from relstorage_postgresql.drivers.session import COMMIT, Call, PostgresSession
 from relstorage_postgresql.drivers.settings import SessionSettings
 from relstorage_postgresql.drivers.waiting import Wait, patched_by_gevent, single_addresses, wait_here
 from relstorage_postgresql.statements import type_of
@@ -44,7 +44,6 @@ _EIGHT = _LENGTH(8)
 _COMMAND, _TUPLES, _SYNC, _ABORTED = 1, 2, 10, 11
 _BIGINT_OID, _BYTEA_OID = 20, 17
 
-_COMMIT = Statement("commit", "COMMIT", (), ())
 
 _OIDS = {"bigint": 20, "bytea": 17, "oid": 26, "boolean": 16, "text": 25}
 
@@ -264,7 +263,7 @@ class PsycopgSession(PostgresSession):
             committed = committed or position == len(before)
 
         try:
-            results = self._exchange((*before, (_COMMIT, ()), *after), note)
+            results = self._exchange((*before, (COMMIT, ()), *after), note)
         except RelStorageError as error:
             if committed:
                 self.in_transaction = False
@@ -353,7 +352,7 @@ class PsycopgSession(PostgresSession):
         self._prelude = ("BEGIN", *self.settings.local())
         self.in_transaction = True
         try:
-            results = self._exchange((*calls, (_COMMIT, ())), done)[:-1]
+            results = self._exchange((*calls, (COMMIT, ())), done)[:-1]
         except BaseException:
             self.rollback()
             raise

@@ -19,6 +19,8 @@ from relstorage_postgresql.drivers.settings import SessionSettings
 Call = tuple[Statement, tuple[Any, ...]]
 """A statement and its parameters."""
 
+COMMIT = Statement("commit", "COMMIT", (), ())
+
 _Tuple = TypeVar("_Tuple", bound=tuple[Any, ...])
 
 #: A statement that takes lists gets as many places at once, or this many bytes.

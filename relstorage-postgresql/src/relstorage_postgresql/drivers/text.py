@@ -19,14 +19,13 @@ from relstorage.sql import Statement
 from relstorage_postgresql import dsn
 from relstorage_postgresql.drivers.failures import UNIQUE_VIOLATION, AlreadyThere, meaning, translate
 from relstorage_postgresql.drivers.literals import literal
-from relstorage_postgresql.drivers.session import Call, PostgresSession
+from relstorage_postgresql.drivers.session import COMMIT, Call, PostgresSession
 from relstorage_postgresql.drivers.settings import SessionSettings
 
 _PLACEHOLDER = re.compile(r"\$(\d+)::(\w+(?:\[\])?)")
 # https://www.postgresql.org/docs/current/sql-prepare.html
 _PREPARABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 
-_COMMIT = Statement("commit", "COMMIT", (), ())
 
 
 class _Plan:
@@ -117,7 +116,7 @@ class TextSession(PostgresSession):
 
     def finish(self, before: Sequence[Call], after: Sequence[Call]) -> list[Any]:
         try:
-            rows, _ = self._run([*before, (_COMMIT, ()), *after])
+            rows, _ = self._run([*before, (COMMIT, ()), *after])
         except RelStorageError as error:
             if self._lost or self.server_state() in ("open", "failed"):
                 raise
