@@ -25,6 +25,7 @@ from relstorage.errors import CommitOutcomeUnknown, Disconnected, TransientStora
 from relstorage.testing.records import commit, meta, state
 
 ROUNDS = int(os.environ.get("RELSTORAGE_TEST_CRASHES", "3"))
+pytestmark = pytest.mark.timeout(300 + 30 * ROUNDS)
 
 
 class Writer:

@@ -10,11 +10,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import transaction
 import ZODB
 from transaction.interfaces import TransientError
+from ZODB.Connection import Connection
 from ZODB.utils import u64, z64
 
 import relstorage
@@ -41,47 +44,62 @@ def open_database(open_storage: Callable[[], Any]) -> ZODB.DB:
             continue
 
 
+def until_committed(db: ZODB.DB, work: Callable[[Connection], None]) -> None:
+    """Do some work in a transaction, and again until it does not conflict.
+
+    ``DB.transaction`` leaves the connection open when the commit fails, in a snapshot that nothing ends.
+    """
+    while True:
+        manager = transaction.TransactionManager(explicit=True)
+        with closing(db.open(manager)) as connection:
+            try:
+                manager.begin()
+                work(connection)
+                manager.commit()
+                return
+            except TransientError:
+                manager.abort()
+
+
 def add_to_root(open_storage: Callable[[], Any], count: int) -> None:
     """Open the database, which may still be empty, and put objects into its root; say each name once it is
     committed."""
     db = open_database(open_storage)
     for number in range(count):
         name = f"{os.getpid()}-{number}"
-        for attempt in transaction.manager.attempts(100):
-            with attempt:
-                db.open().root()[name] = Node(name)
+        until_committed(db, partial(add_node, name=name))
         say(name)
     db.close()
+
+
+def add_node(connection: Connection, name: str) -> None:
+    connection.root()[name] = Node(name)
 
 
 def count(open_storage: Callable[[], Any], times: int) -> None:
     """Increment the counter in the root, which conflicts with all the others that do it."""
     db = ZODB.DB(open_storage())
-    done = 0
-    while done < times:
-        try:
-            with db.transaction() as connection:
-                connection.root.counter.value += 1
-        except TransientError:
-            continue
-        done += 1
-    say(done)
+    for _ in range(times):
+        until_committed(db, increment_counter)
+    say(times)
     db.close()
+
+
+def increment_counter(connection: Connection) -> None:
+    connection.root.counter.value += 1
 
 
 def count_without_merging(open_storage: Callable[[], Any], times: int) -> None:
     """Increment a plain number in the root; whoever conflicts tries again."""
     db = ZODB.DB(open_storage())
-    done = 0
-    while done < times:
-        try:
-            with db.transaction() as connection:
-                connection.root.number += 1
-        except TransientError:
-            continue
-        done += 1
-    say(done)
+    for _ in range(times):
+        until_committed(db, increment_number)
+    say(times)
     db.close()
+
+
+def increment_number(connection: Connection) -> None:
+    connection.root.number += 1
 
 
 def commit_forever(open_storage: Callable[[], Any], filler: int) -> None:
