@@ -20,7 +20,7 @@ from ZODB.utils import u64, z64
 import relstorage
 from relstorage.errors import CommitOutcomeUnknown, Disconnected, LockError
 from relstorage.sql import Statement
-from relstorage.testing.records import add, change, commit, meta, state, undo
+from relstorage.testing.records import Counter, add, change, commit, grow, meta, state, undo
 from relstorage.testing.target import (  # noqa: F401  fixtures are found by their names
     DatabaseUnderTest,
     database,
@@ -30,6 +30,7 @@ from relstorage.testing.target import (  # noqa: F401  fixtures are found by the
     pytest_generate_tests,
     target,
 )
+from relstorage_postgresql import commits as postgres_commits
 
 TARGET = Postgres()
 
@@ -584,3 +585,17 @@ def test_long_streams_can_follow_each_other_on_one_session(database):
             assert sum(1 for _ in session.stream(numbers)) == 60000
             assert session.row(numbers) == (1,)
             session.rollback()
+
+
+def test_a_conflict_may_be_resolved_to_more_than_one_piece_holds(database, monkeypatch):
+    monkeypatch.setattr(postgres_commits, "PIECE", 600)
+    monkeypatch.setattr(Counter, "_p_resolveConflict", lambda self, old, saved, new: {**new, "filler": "x" * 700})
+    connection, other = database.connection(database.zodb()), database.connection(database.zodb())
+    grow(connection, one=Counter(), two=Counter())
+    other.sync()
+    for each, value in ((connection, 1), (other, 2)):
+        each.root()["one"].value = each.root()["two"].value = value
+    other.transaction_manager.commit()
+    connection.transaction_manager.commit()
+    for name in ("one", "two"):
+        assert (connection.root()[name].value, len(connection.root()[name].filler)) == (1, 700)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -279,12 +280,57 @@ def test_a_connection_that_the_server_ends_meanwhile_is_an_error_of_its_own(conn
     assert session.lost
 
 
+# libpq waits by itself where psycopg 3 executes one statement, and signals wait for it.
+@only_text
 class Interruption(BaseException):
     """What a signal, or a greenlet's end, raises in the middle."""
 
 
-# libpq waits by itself where psycopg 3 executes one statement, and signals wait for it.
-@only_text
+@pytest.mark.parametrize("end", ["rollback", "commit", None])
+def test_a_transaction_that_another_was_to_follow_is_ended_all_the_same(connect, end):
+    # As after an interruption between a beginning and its first statement.
+    session, other = connect(), connect()
+    session.begin_snapshot()
+    assert session.rows(OIDS) == []
+    session.begin_snapshot()
+    if end is not None:
+        getattr(session, end)()
+    other.run(ADD, (1, b""))
+    session.begin_snapshot()
+    assert [tuple(row) for row in session.rows(OIDS)] == [(1,)]
+
+
+def test_a_stream_that_is_closed_late_leaves_later_transactions_alone(session):
+    numbers = call("numbers", "SELECT n, 'x'::bytea FROM generate_series(1, :limit) n", "limit", "n x")
+    session.begin_snapshot()
+    rows = session.stream(numbers, (10000,))
+    next(rows)
+    session.rollback()
+    session.begin_snapshot()
+    assert session.rows(OIDS) == []
+    rows.close()
+    assert session.rows(OIDS) == []
+
+
+def test_an_interruption_while_the_end_is_looked_for_closes_the_session(session, monkeypatch):
+    if not hasattr(session, "_drain"):
+        pytest.skip("the driver waits for the answer to a ROLLBACK")
+
+    def interrupted():
+        raise Interruption
+
+    session.begin_snapshot()
+    session.rows(OIDS)
+    session.rollback()
+    deadline = time.monotonic() + 10
+    monkeypatch.setattr(session, "_drain", interrupted)
+    with pytest.raises(Interruption):
+        # Its answer is here within a moment.
+        while time.monotonic() < deadline:
+            assert not session.lost
+    assert session.lost
+
+
 def test_an_interruption_in_the_middle_closes_the_session(session):
     def interrupt(number, frame):
         raise Interruption

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,17 +66,21 @@ class PostgresAdapter:
         )
         #: The session that prepared the schema, until one is asked for.
         self._first: Any = None
+        self._lock = threading.Lock()
         self.schema = PostgresSchema(
             self.name, keep_history, made, self.open_session, self._keep_for_a_while, settings.schema
         )
 
     def open_session(self, role: str) -> Any:
-        first = self._first
-        if first is not None and self._servers.are_alike(first.role, role):
-            self._first = None
-            if not first.lost:
-                first.role = role
-                return first
+        with self._lock:
+            first = self._first
+            if first is None or not self._servers.are_alike(first.role, role):
+                first = None
+            else:
+                self._first = None
+        if first is not None and not first.lost:
+            first.role = role
+            return first
         return self._servers.open_session(role)
 
     def _keep_for_a_while(self, session: Any) -> None:
@@ -133,7 +138,8 @@ class PostgresAdapter:
 
     def close(self) -> None:
         """Close the session that is left from opening; the others are closed by their users."""
-        first, self._first = self._first, None
+        with self._lock:
+            first, self._first = self._first, None
         if first is not None:
             first.close()
 

@@ -81,6 +81,7 @@ _TABLE = """
 _CONFIRM = """
     SELECT tid, pg_logical_emit_message(TRUE, 'relstorage', '')::text FROM {schema}rs_commit
     WHERE session = :session AND serial = :serial"""
+_SELF = call("self", "SELECT pg_backend_pid()::bigint, txid_current()", "", "pid xid")
 _STILL_RUNNING = call(
     "still running",
     """SELECT pid::bigint FROM pg_locks WHERE locktype = 'transactionid' AND granted
@@ -120,9 +121,9 @@ class _Progress:
     pid: int
     xid: int
     #: The first oid of each piece but the first.
-    borders: list[int]
+    borders: list[int] = field(default_factory=list)
     #: Objects that were to be new and are there, and the other way round.
-    strange: set[int]
+    strange: set[int] = field(default_factory=set)
     blob_oids: list[int] = field(default_factory=list)
     blobs: list[int] = field(default_factory=list)
     #: The incarnation of the server that ``pid`` and ``xid`` are numbers of.
@@ -196,6 +197,7 @@ class PostgresCommit:
         if commit.restoring:
             # What is restored is compared with nothing, and may have any tid, so that nobody may be half-way.
             self.lock_and_choose_tid(session, drained=True)
+            commit.progress = _Progress(session.identity, session.serial, *session.row(_SELF))
             return Verdict([], False)
         locked = [(oid, base) for oid, base, kind in commit.records.bases() if base or kind is Kind.DELETE]
         read = self._to_stay(commit, dict(locked))
@@ -287,7 +289,8 @@ class PostgresCommit:
 
     def _stage_again(self, session: Any, commit: StagedCommit, progress: _Progress, oids: set[int]) -> None:
         if not progress.borders:
-            (piece,) = _pieces(commit.records, progress.strange)
+            # In one piece again, however large resolving has made it.
+            (piece,) = _pieces(commit.records, progress.strange, ())
             session.batch((_FORGET, ()), (_HOLD, piece.parameters()))
             return
         for part, piece in enumerate(_pieces(commit.records, progress.strange, set(progress.borders))):
@@ -298,9 +301,10 @@ class PostgresCommit:
     # --- finish
 
     def finish(self, session: Any, commit: StagedCommit, before_commit: Callable[[int], None] | None = None) -> int:
+        progress: _Progress = commit.progress
+        progress.server = session.known_incarnation
         if commit.restoring:
             return self._restore.finish(session, commit, before_commit)
-        progress: _Progress = commit.progress
         facts = commit.metadata
         finishing = (
             self._finish,
@@ -311,7 +315,6 @@ class PostgresCommit:
             ),
         )  # fmt: skip
         confirming = (self._confirm, (progress.session, progress.serial))
-        progress.server = session.known_incarnation
         try:
             if before_commit is None:
                 rows = session.finish([finishing], [confirming])
@@ -349,8 +352,6 @@ class PostgresCommit:
         )
 
     def committed_tid(self, session: Any, commit: StagedCommit) -> int | None:
-        if commit.restoring:
-            return self._restore.committed_tid(session, commit)
         progress: _Progress | None = commit.progress
         if progress is None:
             return None
@@ -366,6 +367,8 @@ class PostgresCommit:
             if time.monotonic() > deadline:
                 raise DriverError(f"{self._name}: the server's process {progress.pid} does not end its transaction.")
             time.sleep(0.02)
+        if commit.restoring:
+            return self._restore.committed_tid(session, commit)
         row = session.row(self._confirm, (progress.session, progress.serial))
         return None if row is None else row[0]
 

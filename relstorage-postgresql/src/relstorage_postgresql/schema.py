@@ -24,8 +24,8 @@ _LOCK = f"SELECT pg_advisory_xact_lock({_NAMESPACE}::int4, {SCHEMA})"
 _META = f"""
     SELECT name, value FROM rs_meta
     UNION ALL SELECT 'seeded', 'yes' WHERE EXISTS (SELECT 1 FROM commit_row_lock)
-    UNION ALL SELECT 'here', 'yes'
-        WHERE to_regclass(quote_ident(current_schema()) || '.rs_meta') = 'rs_meta'::regclass
+    UNION ALL SELECT 'place',
+        (pg_identify_object_as_address('pg_class'::regclass, 'rs_meta'::regclass, 0)).object_names[1]
     UNION ALL SELECT 'schema', current_schema()
     UNION ALL SELECT 'incarnation', {INCARNATION}"""
 #: How many blobs one transaction removes when everything goes: each takes a place in the server's table of locks.
@@ -103,7 +103,7 @@ class PostgresSchema:
             # Some table is missing.
             return None
         as_it_should_be = {
-            "seeded": "yes", "here": "yes", "schema_version": str(SCHEMA_VERSION), "functions": self._digest,
+            "seeded": "yes", "place": facts["schema"], "schema_version": str(SCHEMA_VERSION), "functions": self._digest,
             "keep_history": str(int(self._keep_history)),
         }  # fmt: skip
         if not as_it_should_be.items() <= facts.items() or "uuid" not in facts:

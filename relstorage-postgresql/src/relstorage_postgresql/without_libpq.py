@@ -12,6 +12,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import socket
 import ssl
 import stat
 from collections.abc import Iterator, Mapping
@@ -67,6 +68,13 @@ _POSSIBLE: dict[str, tuple[str, ...]] = {
 }
 _SOCKET_DIRECTORIES = ("/var/run/postgresql", "/run/postgresql", "/tmp")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# What an option of a socket is called here and there; not every system has all of them.
+_SOCKET_OPTIONS = {
+    "keepalives_idle": "TCP_KEEPIDLE",
+    "keepalives_interval": "TCP_KEEPINTVL",
+    "keepalives_count": "TCP_KEEPCNT",
+    "tcp_user_timeout": "TCP_USER_TIMEOUT",
+}
 _TLS_VERSIONS = {
     "TLSv1": ssl.TLSVersion.TLSv1,
     "TLSv1.1": ssl.TLSVersion.TLSv1_1,
@@ -109,6 +117,15 @@ def for_pg8000(parameters: Mapping[str, str], environment: Mapping[str, str] = o
     if password is not None:
         keywords["password"] = password
     return keywords
+
+
+def socket_options(parameters: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Return options of a TCP socket and their values: how long a silent network is waited for, as libpq sets them."""
+    return [
+        (getattr(socket, option), value)
+        for name, option in _SOCKET_OPTIONS.items()
+        if hasattr(socket, option) and (value := _number(parameters, name)) > 0
+    ]
 
 
 def _refuse(given: Mapping[str, str]) -> None:

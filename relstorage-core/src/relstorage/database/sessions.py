@@ -40,8 +40,10 @@ class SessionPool:
     def give_back(self, session: Any) -> None:
         """Return a session, whose transaction is rolled back if it is still in one. Never raise."""
         session.rollback()
+        # Not under the lock: it may read what the server has said.
+        lost = session.lost
         with self._lock:
-            if not session.lost and not self._closed and len(self._idle) < self._keep:
+            if not lost and not self._closed and len(self._idle) < self._keep:
                 self._idle.append(session)
                 return
         session.close()

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -251,7 +251,8 @@ class Reader:
                 session = self._usable()
                 span = ahead.span(oid)
                 if span > 1:
-                    ahead.fill(session.stream(self._sql.current_range, (oid, oid + span)))
+                    with closing(session.stream(self._sql.current_range, (oid, oid + span))) as rows:
+                        ahead.fill(rows)
                     found = ahead.waiting.pop(oid, None)
                 if found is None:
                     return self._load_row(oid, session, self.view, None, self.cache)

@@ -21,7 +21,7 @@ from relstorage_postgresql.drivers.failures import meaning
 from relstorage_postgresql.drivers.settings import SessionSettings
 from relstorage_postgresql.drivers.text import TextSession
 from relstorage_postgresql.drivers.waiting import is_readable
-from relstorage_postgresql.without_libpq import for_pg8000
+from relstorage_postgresql.without_libpq import for_pg8000, socket_options
 
 _BYTEA = 17
 _ESCAPED = re.compile(rb"\\(\\|[0-3][0-7]{2})")
@@ -111,12 +111,14 @@ def explain(error: BaseException) -> tuple[str | None, str]:
     return None, f"{error} ({cause})" if cause is not None else str(error)
 
 
-def _prepare_socket(connected: socket.socket) -> None:
+def _prepare_socket(connected: socket.socket, options: list[tuple[int, int]]) -> None:
     # The time to connect is over; an answer may take as long as it takes.
     connected.settimeout(None)
     if connected.family in (socket.AF_INET, socket.AF_INET6):
         # As libpq does: the end of a long message would else wait for the server to confirm its beginning.
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option, value in options:
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 @implementer(IDriver)
@@ -142,10 +144,11 @@ class Pg8000Driver:
     def open_session(self, settings: SessionSettings, role: str) -> Pg8000Session:
         from pg8000.exceptions import Error
 
-        keywords = for_pg8000(settings.connection_parameters())
+        parameters = settings.connection_parameters()
+        keywords = for_pg8000(parameters)
         try:
             connection = connection_class()(**keywords)
-            _prepare_socket(connection._usock)
+            _prepare_socket(connection._usock, socket_options(parameters))
             connection.register_in_adapter(_BYTEA, decode_bytea)
         except (Error, OSError, AttributeError) as error:
             problem = " ".join(dsn.mask(explain(error)[1], settings.parameters).split())

@@ -291,6 +291,10 @@ class PsycopgSession(PostgresSession):
                     self.close()
         except Exception:
             self.close()
+        except BaseException:
+            # Interrupted: something may be left unread.
+            self.close()
+            raise
 
     def _disconnect(self) -> None:
         self._pgconn.finish()

@@ -92,6 +92,10 @@ class Psycopg2Session(TextSession):
                 self.close()
         except Exception:
             self.close()
+        except BaseException:
+            # Interrupted: something may be left unread.
+            self.close()
+            raise
 
     def _disconnect(self) -> None:
         with contextlib.suppress(Exception):

@@ -28,16 +28,17 @@ PLACES, BYTES = 50_000, 4_000_000
 #: A stream asks for so many rows at first, and then for about so many bytes at once.
 FIRST_ROWS, MOST_ROWS, STREAM_BYTES = 200, 10_000, 2_000_000
 
-INCARNATION = """(SELECT CASE WHEN standby
-    THEN concat('standby ', since, ' ', (SELECT pid FROM pg_stat_wal_receiver))
+INCARNATION = """(SELECT CASE WHEN pg_is_in_recovery()
+    THEN concat('standby ', since, ' ', (SELECT pid FROM pg_stat_get_wal_receiver()))
     ELSE concat('primary ', since, ' ', substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
-        ' ', (SELECT extract(epoch FROM stats_reset) FROM pg_stat_bgwriter)) END
-    FROM (SELECT pg_is_in_recovery() AS standby, extract(epoch FROM pg_postmaster_start_time()) AS since OFFSET 0) s)"""
+        ' ', extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())) END
+    FROM (SELECT extract(epoch FROM pg_postmaster_start_time()) AS since) s)"""
 """What tells servers, and their lives, apart, as an expression of SQL that everybody may evaluate.
 
 Of a primary: when it was started, its timeline, which is another after a standby took over, and since when there are
 statistics, which begin anew when the server recovers from a crash without being started again. Of a standby: when it
 was started, and the process that receives what it replays, which is another when it follows another server.
+Functions are asked, not the views over them, which a new process of the server would have to look up first.
 """
 
 
@@ -60,6 +61,8 @@ class PostgresSession:
         self.serial = 0
         #: What begins the transaction and has not been sent yet.
         self._prelude: tuple[str, ...] = ()
+        #: Counts transactions.
+        self._begun = 0
         self._streams = itertools.count(1)
         self._incarnation: tuple[str | None, ...] | None = None
         #: Asked between transactions: whether to connect again, because another server is to be used.
@@ -112,17 +115,20 @@ class PostgresSession:
         self._incarnation = (facts[0], facts[1] if len(facts) > 1 else None) if self.may_lag else tuple(facts)
 
     def begin_snapshot(self) -> None:
-        unfinished = self.in_transaction and not self._prelude
-        prelude = self.settings.begin_snapshot()
-        self._begin(("ROLLBACK", *prelude) if unfinished else prelude)
+        self._begin(self.settings.begin_snapshot())
 
     def begin_write(self, timeout: float | None = None) -> None:
         self._begin(self.settings.begin_write(self.role, timeout))
 
     def _begin(self, prelude: tuple[str, ...]) -> None:
         self._require_connection()
-        self._prelude = prelude
+        self._prelude = ("ROLLBACK", *prelude) if self._is_open() else prelude
         self.in_transaction = True
+        self._begun += 1
+
+    def _is_open(self) -> bool:
+        """Return whether the server is in a transaction, be it one that something unsent is to end."""
+        return self.in_transaction and self._prelude[:1] in ((), ("ROLLBACK",))
 
     @property
     def lost(self) -> bool:
@@ -147,17 +153,18 @@ class PostgresSession:
 
     def commit(self) -> None:
         self._require_connection()
-        begun = not self._prelude
-        self._prelude = ()
+        if self._prelude:
+            # Nothing was done in it.
+            self.rollback()
+            return
         self.in_transaction = False
-        if begun:
-            self._end("COMMIT")
+        self._end("COMMIT")
 
     def rollback(self) -> None:
-        begun = self.in_transaction and not self._prelude
+        is_open = self._is_open()
         self._prelude = ()
         self.in_transaction = False
-        if begun and not self._lost:
+        if is_open and not self._lost:
             try:
                 self._end("ROLLBACK")
             except RelStorageError:
@@ -193,7 +200,7 @@ class PostgresSession:
         declaration = f"DECLARE {name} NO SCROLL CURSOR FOR {statement.text}"
         opening = Statement(f"{statement.name}, as a stream", declaration, statement.parameters, (), statement.arrays)
         self._ask(opening, parameters)
-        count = FIRST_ROWS
+        count, begun = FIRST_ROWS, self._begun
         try:
             answer = self._ask_ahead(Statement(statement.name, f"FETCH {count} FROM {name}", (), statement.columns))
             while len(rows := answer()) == count:
@@ -204,8 +211,8 @@ class PostgresSession:
                 yield from rows
             yield from rows
         finally:
-            # With its transaction, the cursor ends by itself.
-            if self.in_transaction and not self._lost and not self._prelude:
+            # With its transaction, the cursor ends by itself, and may have done so long ago.
+            if begun == self._begun and self.in_transaction and not self._lost:
                 with contextlib.suppress(RelStorageError):
                     self._send([f"CLOSE {name}"])
 

@@ -13,6 +13,8 @@ _DEFAULTS = {
     "keepalives_idle": "60",
     "keepalives_interval": "15",
     "keepalives_count": "4",
+    # The same for what was sent and is not confirmed, for which no keepalives are sent; in milliseconds.
+    "tcp_user_timeout": "120000",
 }
 
 
