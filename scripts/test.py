@@ -54,7 +54,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tests only, no linters, and stop at the first failure")
     parser.add_argument("-k", metavar="EXPRESSION", help="only tests whose names match, as with pytest -k")
     parser.add_argument(
-        "-n", metavar="PROCESSES", type=int, default=os.cpu_count() or 1, help="test processes (default: %(default)s)"
+        "-n",
+        metavar="PROCESSES",
+        type=int,
+        # The tests wait for servers and other processes most of the time.
+        default=2 * (os.cpu_count() or 1),
+        help="test processes (default: two for each processor, here %(default)s)",
     )
     parser.add_argument(
         "--no-servers", action="store_true", help="install and start no database servers; tests that need one skip"

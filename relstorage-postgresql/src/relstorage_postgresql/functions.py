@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 COMMIT, DRAIN, PACK, SCHEMA, OIDS = 1, 2, 3, 4, 5
 
@@ -43,7 +43,7 @@ class Function:
     returns: str
     body: str
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Return the name, which changes with the text."""
         text = "\0".join((self.arguments, self.returns, _SETTINGS, self.body))

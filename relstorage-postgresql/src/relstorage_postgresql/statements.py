@@ -219,6 +219,7 @@ def statements(keep_history: bool) -> Statements:
     )
 
 
+@cache
 def call(name: str, text: str, parameters: str, columns: str = "", lists: str = "") -> Statement:
     """Return a statement of this backend alone, whose text says ``:name`` for a parameter or a list of them."""
     return DIALECT.render(name, text, tuple(parameters.split()), tuple(columns.split()), lists.split())
