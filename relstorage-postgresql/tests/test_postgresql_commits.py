@@ -11,6 +11,8 @@ import time
 from base64 import decodebytes
 
 import pytest
+import transaction
+import ZODB
 from postgresql_faults import Fault, FlakyNetwork, in_thread, observed
 from postgresql_target import Postgres, address  # noqa: F401  a fixture is found by its name
 from transaction.interfaces import TransientError
@@ -248,6 +250,50 @@ def test_sessions_that_an_administrator_ended_while_idle_are_replaced_unseen(dat
         storage.afterCompletion()
         tid = change(storage, oid, tid, number)
         assert storage.new_oid()
+
+
+@pytest.mark.parametrize("ending", ["commit", "abort"])
+def test_between_transactions_no_session_is_in_one(database, ending):
+    db = database.zodb(dsn=_named(database))
+    with db.transaction() as connection:
+        connection.root()["number"] = 0
+
+    def states(expected):
+        # The answer to a ROLLBACK is not waited for, and in the background a session gets ready for commits.
+        deadline = time.monotonic() + 10
+        while (found := {told for _, told in _sessions(database)}) != expected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return found
+
+    # A connection of ZODB's pool is used in each way in turn.
+    for explicit in (True, False, True, False, True):
+        manager = transaction.TransactionManager(explicit=explicit)
+        connection = db.open(manager)
+        manager.begin()
+        connection.root()["number"] += 1
+        getattr(manager, ending)()
+        # If transactions begin by themselves, the next one has begun by now.
+        expected = {"idle"} if explicit else {"idle", "idle in transaction"}
+        assert states(expected) == expected
+        connection.close()
+        assert states({"idle"}) == {"idle"}
+
+
+def test_a_session_to_commit_with_is_opened_ahead(database):
+    ZODB.DB(database.open()).close()
+    for read_only, expected, patience in ((False, 2, 20), (True, 1, 1)):
+        db = ZODB.DB(database.open(dsn=_named(database), read_only=read_only))
+        connection = db.open()
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and len(_sessions(database)) < 2:
+            time.sleep(0.02)
+        assert len(_sessions(database)) == expected
+        connection.close()
+        db.close()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and _sessions(database):
+            time.sleep(0.02)
+        assert _sessions(database) == []
 
 
 def test_a_read_on_a_session_that_was_ended_is_transient_and_the_next_transaction_reads(database):

@@ -36,6 +36,7 @@ class PostgresAdapter:
 
     backend = "postgresql"
     uses_options = frozenset({"replica_conf", "replica_timeout", "revert_when_stale", "ro_replica_conf"})
+    opens_ahead = True
 
     def __init__(
         self, keep_history: bool, driver: Any, settings: SessionSettings, servers: Servers, early_lock_release: bool

@@ -8,7 +8,7 @@ the server to clean up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -19,6 +19,7 @@ from zope.interface import implementer
 from relstorage.database.commit import (
     DirectCommit,
     Kind,
+    Spool,
     StagedCommit,
     Verdict,
     find_conflicts,
@@ -44,6 +45,8 @@ from relstorage_postgresql.statements import call
 PIECE = 4_000_000
 #: Who waits for all transactions to end keeps others from voting meanwhile, so it waits for so many seconds at a time.
 FIRST_PATIENCE, LONGEST_PATIENCE = 0.05, 1.0
+#: A rehearsal waits for locks no longer than so many seconds.
+REHEARSAL = 0.05
 
 _STAGE = call(
     "stage",
@@ -190,6 +193,15 @@ class PostgresCommit:
             "pid",
             "oids",
         )
+
+    def rehearse(self, session: Any) -> None:
+        # The server's process of a new session compiles and plans the function first. After the second time, the
+        # driver has prepared the statement.
+        nothing: tuple[Any, ...] = ([],) * 8
+        session.begin_write(REHEARSAL)
+        session.batch((self._vote, (*nothing, 0, False)))
+        session.batch((_FORGET, ()), (self._vote, (*nothing, 0, False)))
+        session.rollback()
 
     # --- vote
 
@@ -408,12 +420,21 @@ class PostgresCommit:
 
 
 def _pieces(
-    records: Iterable[Any], flipped: Collection[int] = (), borders: Collection[int] | None = None
+    records: Spool, flipped: Collection[int] = (), borders: Collection[int] | None = None
 ) -> Iterator[_Piece]:
     """Cut the staged states into pieces; there is at least one. What is ``flipped`` is new instead of changed.
 
     With ``borders``, the first oids of the pieces but the first, they are cut where they were cut before.
     """
+    at_hand = records.at_hand(PIECE) if not flipped and borders is None else None
+    if at_hand is not None:
+        yield _Piece(
+            [oid for oid, base, _ in at_hand if base],
+            [state for _, base, state in at_hand if base],
+            [oid for oid, base, _ in at_hand if not base],
+            [state for _, base, state in at_hand if not base],
+        )
+        return
     piece = _Piece()
     size = 0
     for oid, base, _, state in records:

@@ -81,7 +81,7 @@ def _near(relation: str) -> str:
 _FREE: Texts = {
     "few_changes_since": (
         f"""
-        (SELECT zoid, tid FROM object_state WHERE tid > :tid ORDER BY tid LIMIT {FEW_CHANGES})
+        (SELECT zoid, tid FROM object_state WHERE tid > :tid AND tid <> :own ORDER BY tid LIMIT {FEW_CHANGES})
         UNION ALL {_few_removals}""",
     ),
     "current_range": _near("object_state"),
@@ -140,7 +140,7 @@ _PRESERVING: Texts = {
     "few_changes_since": (
         f"""
         (SELECT current_object.zoid, few.tid FROM (
-            SELECT tid FROM "transaction" WHERE tid > :tid ORDER BY tid LIMIT {FEW_CHANGES}) AS few
+            SELECT tid FROM "transaction" WHERE tid > :tid AND tid <> :own ORDER BY tid LIMIT {FEW_CHANGES}) AS few
         LEFT JOIN current_object ON current_object.tid = few.tid LIMIT {FEW_CHANGES})
         UNION ALL {_few_removals}""",
     ),

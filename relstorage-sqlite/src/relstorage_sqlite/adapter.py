@@ -31,6 +31,7 @@ class SqliteAdapter:
 
     backend = "sqlite"
     uses_options = frozenset[str]()
+    opens_ahead = False
 
     def __init__(self, data_dir: str, keep_history: bool, driver: Any, settings: SessionSettings, blob_chunk_size: int):
         self.name = f"sqlite:{data_dir}"

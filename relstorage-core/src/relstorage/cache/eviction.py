@@ -139,10 +139,8 @@ class Residents:
         older = self.entries.get(entry.oid)
         if older is not None:
             queue = older.queue
-            # The object stays as popular as it was.
+            # The object stays as popular as it was, and its hits are counted on.
             entry.hits = older.hits
-            self.past_hits -= entry.hits
-            self._count_hits_of(older)
             queue.drop(older)
         elif self._ghosts.take(entry.oid):
             queue = self._main

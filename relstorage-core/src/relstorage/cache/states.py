@@ -145,21 +145,30 @@ class StateCache:
     # --- filling
 
     def remember(self, oid: int, tid: int, state: bytes, view: int) -> None:
-        """Offer a revision: at ``view``, the object's current revision was the one of ``tid``.
-
-        After a commit, ``view`` is the commit's own tid, whether or not the horizon has reached it.
-        """
+        """Offer a revision: at ``view``, the object's current revision was the one of ``tid``."""
         entry = self._entry(oid, tid, state)
         with self._lock:
-            if entry is None or self._may_be_superseded(oid, tid, view):
-                self._discarded += 1
-                return
-            known = self._find(oid)
-            if known is not None and known.tid >= tid:
-                self._discarded += known.tid > tid
-                return
-            self._residents.add(entry)
-            self._stores += 1
+            self._offer(entry, oid, tid, view)
+
+    def remember_commit(self, tid: int, records: Iterable[tuple[int, bytes]]) -> None:
+        """Offer what a commit has made current: (oid, state). It is so at its own tid, whether or not the horizon has
+        reached that."""
+        # A bulk commit has thousands of them.
+        make, offer = self._entry, self._offer
+        with self._lock:
+            for oid, state in records:
+                offer(make(oid, tid, state), oid, tid, tid)
+
+    def _offer(self, entry: AnyEntry | None, oid: int, tid: int, view: int) -> None:
+        if entry is None or self._may_be_superseded(oid, tid, view):
+            self._discarded += 1
+            return
+        known = self._find(oid)
+        if known is not None and known.tid >= tid:
+            self._discarded += known.tid > tid
+            return
+        self._residents.add(entry)
+        self._stores += 1
 
     def _entry(self, oid: int, tid: int, state: bytes) -> AnyEntry | None:
         """Return a new entry, or None if it is too large to be kept."""

@@ -85,6 +85,10 @@ class TracedStateCache(StateCache):
         if self.contains(oid, max(tid, view)):
             self._trace(Event.STORE, oid, tid, size=len(state))
 
+    def remember_commit(self, tid: int, records: Iterable[tuple[int, bytes]]) -> None:
+        for oid, state in records:
+            self.remember(oid, tid, state, tid)
+
     def forget(self, oids: Iterable[int]) -> None:
         oids = list(oids)
         for oid in oids:

@@ -50,6 +50,11 @@ class Database:
         with self.store_sessions.session() as session:
             return self.adapter.reserve_oids(session, count, at_least)
 
+    def expect_commits(self) -> None:
+        """Have a session to commit with before it is asked for, where that saves time."""
+        if self.adapter.opens_ahead and not self.options.read_only:
+            self.store_sessions.open_ahead(self.adapter.commit_steps.rehearse)
+
     def open_load_session(self) -> Any:
         """Return a session that a storage reads with for as long as it lives."""
         if self.closed:

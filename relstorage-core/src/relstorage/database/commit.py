@@ -144,6 +144,13 @@ class Spool:
                 row = (oid, tid, kept if type(kept) is bytes else self._state(kept))
                 yield row if count == 3 else row[:count]
 
+    def at_hand(self, limit: int) -> list[tuple[int, int, bytes]] | None:
+        """Return (oid, base, state) in oid order, leaving out removals, or None if that may be more than ``limit``
+        bytes of states."""
+        if self._file is not None or self._held > limit:
+            return None
+        return [(oid, base, state) for oid, (base, _, state) in self._ordered() if type(state) is bytes]
+
     def removals(self) -> list[int]:
         """Return the oids of staged removals in order."""
         return [oid for oid, record in self._ordered() if record[2] is None]
@@ -232,6 +239,9 @@ class DirectCommit:
     def __init__(self, statements: Statements, blob_store: Any):
         self._sql = statements
         self._blobs = blob_store
+
+    def rehearse(self, session: Any) -> None:
+        """Do nothing: a session of an embedded database commits as fast the first time."""
 
     def vote(self, session: Any, commit: StagedCommit) -> Verdict:
         session.begin_write()

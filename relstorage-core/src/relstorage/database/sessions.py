@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from relstorage.errors import DriverError
+from relstorage.errors import DriverError, RelStorageError
+
+log = logging.getLogger(__name__)
+
+#: A session is opened ahead after so many seconds: whoever opens a database wants to read first.
+AHEAD_AFTER = 0.005
+#: How long closing waits for the one that is just being opened.
+CLOSE_WITHIN = 1.0
 
 
 class SessionPool:
@@ -22,6 +30,32 @@ class SessionPool:
         weakref.finalize(self, _close_all, self._idle)
         self._lock = threading.Lock()
         self._closed = False
+        self._ahead: threading.Thread | None = None
+        self._close_begun = threading.Event()
+
+    def open_ahead(self, rehearse: Callable[[Any], None]) -> None:
+        """Open a session in the background and rehearse with it, once in the pool's life and unless there is one."""
+        with self._lock:
+            if self._ahead is not None or self._closed or self._idle:
+                return
+            self._ahead = threading.Thread(target=self._open_one, args=(rehearse,), daemon=True)
+        self._ahead.start()
+
+    def _open_one(self, rehearse: Callable[[Any], None]) -> None:
+        if self._close_begun.wait(AHEAD_AFTER):
+            return
+        try:
+            session = self._open()
+            try:
+                rehearse(session)
+            except BaseException:
+                session.close()
+                raise
+        except RelStorageError as error:
+            # Whoever commits will be told what is wrong.
+            log.debug("No session could be opened ahead: %s", error)
+            return
+        self.give_back(session)
 
     def take(self) -> Any:
         """Return a session that nobody else uses, opening one if none is idle."""
@@ -66,10 +100,15 @@ class SessionPool:
 
     def close(self) -> None:
         """Close what is idle, and what is given back later."""
+        self._close_begun.set()
         with self._lock:
             self._closed = True
             idle = self._idle[:]
             self._idle.clear()
+            ahead = self._ahead
+        if ahead is not None:
+            # Mostly it has ended long ago; a server that does not answer is not waited for.
+            ahead.join(CLOSE_WITHIN)
         _close_all(idle)
 
 

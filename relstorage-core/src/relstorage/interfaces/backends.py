@@ -13,6 +13,7 @@ class IAdapter(Interface):
     driver = Attribute("The driver's name")
     keep_history = Attribute("True if all revisions are kept until packed")
     uses_options = Attribute("The names of the storage's options that only some backends use, and this one does")
+    opens_ahead = Attribute("True if opening takes so long that a store session is opened before a commit wants it")
     statements = Attribute("The ``relstorage.sql.Statements`` of the dialect and history mode")
     schema = Attribute("An ISchema")
     commit_steps = Attribute("An ICommitSteps")
@@ -83,6 +84,12 @@ class ICommitSteps(Interface):
     """
 
     lock_is_fair = Attribute("True if those who wait for the commit lock get it in the order in which they came")
+
+    def rehearse(session):
+        """Do what a commit does, without effect, so that the first one of a new session takes no longer than others.
+
+        It is called in the background where the adapter ``opens_ahead``.
+        """
 
     def vote(session, commit):
         """Send what the commit staged, lock the objects, and say what stands against it.

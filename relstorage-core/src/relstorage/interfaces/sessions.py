@@ -45,8 +45,11 @@ class ISession(Interface):
     def commit():
         """Make the transaction's changes permanent, durable as the options demand when it returns."""
 
-    def rollback():
-        """End the transaction without its changes. Do nothing outside of one; never raise for a lost connection."""
+    def rollback(another_follows=False):
+        """End the transaction without its changes. Do nothing outside of one; never raise for a lost connection.
+
+        With ``another_follows``, the next one begins at once, so that the end may travel with its beginning.
+        """
 
     def row(statement, parameters=()):
         """Return the first row, or None."""

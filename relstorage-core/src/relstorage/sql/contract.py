@@ -72,8 +72,8 @@ class Statements:
     few_changes_since: tuple[Statement, ...] = _steps(
         f"""What ``changes_since`` answers where that is less than {FEW_CHANGES} rows, in any order; else at least so
         many rows, of which no use is made. For a database that finds few of them faster if it knows that they are few.
-        None or one step.""",
-        "tid",
+        What the transaction ``own`` has stored may be left out: who asks knows it. None or one step.""",
+        "tid own",
     )
     removals_since: Statement = _one(
         "A row if objects were removed after a tid, or a sweep is under way.", "tid", "found"

@@ -69,8 +69,10 @@ class Reader:
         #: The view that the last poll reported; changes after it are still to be told.
         self.reported: int | None = None
         self._ahead = ReadAhead()
-        #: The tids of own commits, whose changes are no news here.
-        self._own: set[int] = set()
+        #: Whether the end of the last snapshot is left to the beginning of the next.
+        self._ends_later = False
+        #: Own commits since the last poll, whose changes are no news here: what each has stored.
+        self._own: dict[int, list[int]] = {}
         #: The newest own commit since the last poll.
         self._newest_own = 0
         # Only reads without a snapshot take it: with one, a storage is used by one thread at a time.
@@ -105,15 +107,20 @@ class Reader:
         cache, sql, lineage = self.cache, self._sql, self._lineage
         # Read before the snapshot begins: the snapshot of the database itself then contains everything up to it.
         horizon = cache.horizon
+        own = self._newest_own if horizon < self._newest_own in self._own else 0
         try:
             session.begin_snapshot()
-            rows = self._changes_since(session, horizon) if horizon >= 0 else []
+            self._ends_later = False
+            rows = self._changes_since(session, horizon, own) if horizon >= 0 else []
             present = lineage.follow(session)
             if present is not cache:
                 return self._begin_anew(session, present)
             # A copy may be behind what this process has seen; and the database behind a copy, which may show a commit
             # before the database does.
             uncertain = session.may_lag or lineage.has_copies
+            if own and uncertain and horizon >= 0:
+                # The copy may lack what was committed here.
+                rows = session.rows(sql.changes_since, (horizon,))
             if horizon < 0:
                 view = session.row(sql.newest_tid)[0]
                 cache.learn(None, view, ())
@@ -137,11 +144,14 @@ class Reader:
             self.end()
             raise
 
-    def _changes_since(self, session: Any, tid: int) -> list[Any]:
-        """Return (oid, tid) of what has changed after a tid, in tid order."""
+    def _changes_since(self, session: Any, tid: int, own: int) -> list[Any]:
+        """Return (oid, tid) of what has changed after a tid, in tid order. ``own`` is a commit that the snapshot has,
+        or 0."""
         for first in self._sql.few_changes_since:
-            rows: list[Any] = session.rows(first, (tid,))
+            rows: list[Any] = session.rows(first, (tid, own))
             if len(rows) < FEW_CHANGES:
+                if own:
+                    rows += [(oid, own) for oid in self._own[own]]
                 rows.sort(key=itemgetter(1))
                 return rows
         changes: list[Any] = session.rows(self._sql.changes_since, (tid,))
@@ -183,19 +193,20 @@ class Reader:
         log.warning("Reading goes back in time, from transaction %#x to %#x: the replica is behind", seen, view)
         return True
 
-    def end(self) -> None:
-        """End the snapshot; the connection holds no transaction afterwards."""
+    def end(self, poll_follows: bool = False) -> None:
+        """End the snapshot; the connection holds no transaction afterwards, unless a poll follows at once."""
         self.view = -1
         self._ahead.clear()
         session = self._session
-        if session is not None and session.in_transaction:
-            session.rollback()
+        if session is not None and (session.in_transaction or self._ends_later):
+            session.rollback(poll_follows)
+        self._ends_later = poll_follows
 
-    def note_own(self, tid: int) -> None:
+    def note_own(self, tid: int, oids: list[int]) -> None:
         """Leave the changes of this commit out of the next poll."""
         self._newest_own = tid
         if self.reported is not None:
-            self._own.add(tid)
+            self._own[tid] = oids
 
     @contextmanager
     def snapshot(self) -> Iterator[_Snapshot]:
@@ -214,13 +225,13 @@ class Reader:
                 self.end()
 
     @contextmanager
-    def held_back(self) -> Iterator[None]:
+    def held_back(self, poll_follows: bool) -> Iterator[None]:
         """Let the reads of other threads that have no snapshot wait, and end the snapshot afterwards."""
         with self._lock:
             try:
                 yield
             finally:
-                self.end()
+                self.end(poll_follows)
 
     def _usable(self) -> Any:
         session = self._session

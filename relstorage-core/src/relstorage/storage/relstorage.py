@@ -73,6 +73,8 @@ class RelStorage:
         self._commit: Commit | None = None
         self._current_records: CurrentRecords | None = None
         self._released = False
+        #: Whether the connection polls again as soon as a transaction has ended, and whether one has just ended.
+        self._polls_at_once = self._finished = False
         if database.adapter.keep_history:
             alsoProvides(self, zodb.IStorageUndoable)
         if database.blobs is not None:
@@ -140,6 +142,8 @@ class RelStorage:
 
     def new_instance(self) -> RelStorage | TransformedInstance:
         """Return another storage on the same database, with a view of its own."""
+        # This is how a ZODB connection begins.
+        self._database.expect_commits()
         instance = type(self)(self._database)
         if self._wrapper is not None:
             instance.registerDB(self._wrapper)
@@ -169,7 +173,13 @@ class RelStorage:
     # --- snapshot
 
     def sync(self, force: bool = True) -> None:
-        """Do nothing: ``poll_invalidations`` moves the view."""
+        """Take note that a transaction begins. ``poll_invalidations``, which follows, moves the view.
+
+        ZODB's connections whose transactions begin by themselves call it, without ``force``, as soon as they are opened
+        and at the end of each transaction. Then nothing comes between ``tpc_finish`` and the next poll.
+        """
+        if not force:
+            self._polls_at_once = True
 
     def poll_invalidations(self) -> list[bytes] | None:
         """Begin a new snapshot; return the oids that others changed since the last call, or None for all."""
@@ -179,6 +189,12 @@ class RelStorage:
 
     def afterCompletion(self) -> None:
         """End the snapshot: between transactions the connection is idle."""
+        if self._finished:
+            # The next transaction begins now.
+            self._finished = False
+            return
+        # The connection may be closed now, and be opened again to be used otherwise.
+        self._polls_at_once = False
         self._reader.end()
 
     # --- reading
@@ -310,15 +326,16 @@ class RelStorage:
     def tpc_finish(self, transaction: Any, func: Callable[[bytes], Any] | None = None) -> bytes:
         """Commit; return the tid once the transaction is durable. ``func`` gets the tid before others can see it."""
         commit = self._in(transaction)
-        wrote = len(commit.staged.records) > 0
-        with self._reader.held_back():
+        oids = commit.staged.records.oids()
+        self._finished = self._polls_at_once
+        with self._reader.held_back(poll_follows=self._finished):
             try:
                 tid = commit.finish(func)
             finally:
                 self._end_commit()
-            if wrote:
+            if oids:
                 # Without history nothing records an empty transaction, and another may get its tid.
-                self._reader.note_own(tid)
+                self._reader.note_own(tid, oids)
         return to_bytes(tid)
 
     def tpc_abort(self, transaction: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -231,13 +231,12 @@ class Commit:
     def _remember(self, tid: int) -> None:
         if self.staged.restoring:
             return
-        remember = self._cache.remember
-        room = CACHED_PER_COMMIT
-        for oid, _, state in self.staged.records.rows(tid, 3):
-            room -= len(state)
-            if room < 0:
-                break
-            remember(oid, tid, state, tid)
+        records = self.staged.records
+        at_hand = records.at_hand(CACHED_PER_COMMIT)
+        if at_hand is not None:
+            self._cache.remember_commit(tid, [(oid, state) for oid, _, state in at_hand])
+        else:
+            self._cache.remember_commit(tid, _first_states(records, tid))
 
     def abort(self) -> None:
         """Undo everything. Never raise: the transaction that failed has an error of its own."""
@@ -250,3 +249,12 @@ class Commit:
     def _give_session_back(self) -> None:
         session, self._session = self._session, None
         self._database.store_sessions.give_back(session)
+
+
+def _first_states(records: Any, tid: int) -> Iterator[tuple[int, bytes]]:
+    room = CACHED_PER_COMMIT
+    for oid, _, state in records.rows(tid, 3):
+        room -= len(state)
+        if room < 0:
+            return
+        yield oid, state

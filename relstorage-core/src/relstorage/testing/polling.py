@@ -56,6 +56,37 @@ class TestPolling:
         change(writer, *made[0])
         assert sorted(reader.poll_invalidations()) == sorted(oid for oid, _ in made)
 
+    def test_an_own_state_that_the_cache_does_not_take_ends_the_one_before(self, database):
+        writer = database.open(cache_local_object_max=1000)
+        reader = writer.new_instance()
+        oid, tid = add(writer, 1)
+        for storage in (writer, reader):
+            storage.poll_invalidations()
+            assert storage.load(oid) == (state(1), tid)
+        large = state("x" * 5000)
+        tid = commit(writer, (oid, tid, large))
+        assert writer.poll_invalidations() == []
+        assert writer.load(oid) == (large, tid)
+        assert reader.load(oid) == (state(1), reader.load(oid)[1])
+        assert reader.poll_invalidations() == [oid]
+        assert reader.load(oid) == (large, tid)
+        reader.release()
+
+    @pytest.mark.parametrize("count", [1, 50])
+    def test_own_commits_and_those_of_others_are_told_apart(self, pair, count):
+        writer, reader = pair
+        made = [add(writer, number) for number in range(count)]
+        reader.poll_invalidations()
+        tid = commit(reader, *((oid, base, state("own")) for oid, base in made))
+        first = made[0][0]
+        theirs = change(writer, first, tid, "theirs") if count == 1 else None
+        added = add(writer)[0]
+        assert set(reader.poll_invalidations()) == ({first, added} if theirs else {added})
+        assert reader.load(first) == ((state("theirs"), theirs) if theirs else (state("own"), tid))
+        assert reader.load(made[-1][0])[1] == (theirs or tid)
+        if not theirs:
+            assert set(writer.poll_invalidations()) == {oid for oid, _ in made}
+
     def test_own_commits_are_not_reported(self, pair):
         writer, reader = pair
         oid, tid = add(writer)

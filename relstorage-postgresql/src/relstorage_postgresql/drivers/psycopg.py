@@ -75,11 +75,12 @@ def _array_encoder(type_name: str) -> Callable[[Sequence[Any]], bytes]:
     def encode_array(values: Sequence[Any]) -> bytes:
         if not values:
             return _EMPTY_ARRAY(0, 0, element)
-        head = _ARRAY(1, int(None in values), element, len(values), 1)
         if None not in values:
-            encoded = list(map(encode, values))
-            return head + b"".join(chain.from_iterable(zip(map(_LENGTH, map(len, encoded)), encoded, strict=True)))
-        parts = [head]
+            encoded = values if type_name == "bytea" else list(map(encode, values))
+            lengths = map(_LENGTH, map(len, encoded))
+            head = _ARRAY(1, 0, element, len(values), 1)
+            return head + b"".join(chain.from_iterable(zip(lengths, encoded, strict=True)))
+        parts = [_ARRAY(1, 1, element, len(values), 1)]
         for value in values:
             if value is None:
                 parts.append(_NULL)
@@ -353,8 +354,7 @@ class PsycopgSession(PostgresSession):
 
     def _exchange_alone(self, calls: Sequence[Call], done: Callable[[int], None] | None) -> list[Any]:
         """Execute what is in no transaction in one of its own: in another, the tables would not be found."""
-        self._prelude = ("BEGIN", *self.settings.local())
-        self.in_transaction = True
+        self._begin(("BEGIN", *self.settings.local()))
         try:
             results = self._exchange((*calls, (COMMIT, ())), done)[:-1]
         except BaseException:

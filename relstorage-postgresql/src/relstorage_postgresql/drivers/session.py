@@ -59,7 +59,7 @@ class PostgresSession:
         self.identity = int.from_bytes(os.urandom(8), "big") >> 1
         #: Counts the commits of this session.
         self.serial = 0
-        #: What begins the transaction and has not been sent yet.
+        #: What begins the transaction, or ends the last one, and has not been sent yet.
         self._prelude: tuple[str, ...] = ()
         #: Counts transactions.
         self._begun = 0
@@ -128,7 +128,7 @@ class PostgresSession:
 
     def _is_open(self) -> bool:
         """Return whether the server is in a transaction, be it one that something unsent is to end."""
-        return self.in_transaction and self._prelude[:1] in ((), ("ROLLBACK",))
+        return self._prelude[0] == "ROLLBACK" if self._prelude else self.in_transaction
 
     @property
     def lost(self) -> bool:
@@ -160,11 +160,11 @@ class PostgresSession:
         self.in_transaction = False
         self._end("COMMIT")
 
-    def rollback(self) -> None:
+    def rollback(self, another_follows: bool = False) -> None:
         is_open = self._is_open()
-        self._prelude = ()
+        self._prelude = ("ROLLBACK",) if is_open and another_follows else ()
         self.in_transaction = False
-        if is_open and not self._lost:
+        if is_open and not another_follows and not self._lost:
             try:
                 self._end("ROLLBACK")
             except RelStorageError:

@@ -143,8 +143,8 @@ class TextSession(PostgresSession):
         attempt = calls[-1][0].name if len(calls) == 1 else ", ".join(statement.name for statement, _ in calls)
         try:
             # Sent together, they are one transaction.
-            before = self._take_prelude() if self.in_transaction else self.settings.local()
-            return self._execute((*before, *texts), attempt)
+            alone = () if self.in_transaction else self.settings.local()
+            return self._execute((*self._take_prelude(), *alone, *texts), attempt)
         except BaseException:
             for plan in preparing:
                 # The error may have come before the server knew it, or after.

@@ -136,7 +136,7 @@ class SqliteSession:
             self.rollback()
             raise failure from error
 
-    def rollback(self) -> None:
+    def rollback(self, another_follows: bool = False) -> None:
         try:
             if self._connection.in_transaction:
                 self._execute("ROLLBACK")

@@ -98,7 +98,7 @@ class ApswSession:
             self.rollback()
             raise
 
-    def rollback(self) -> None:
+    def rollback(self, another_follows: bool = False) -> None:
         if self.in_transaction:
             try:
                 self._execute("ROLLBACK")

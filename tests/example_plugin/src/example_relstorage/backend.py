@@ -46,6 +46,7 @@ class FileAdapter:
 
     backend = "examplefile"
     uses_options = frozenset[str]()
+    opens_ahead = False
 
     def __init__(self, path: str, keep_history: bool, driver: Any, settings: SessionSettings, blob_chunk_size: int):
         self.name = f"examplefile:{path}"
