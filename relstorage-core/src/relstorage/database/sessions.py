@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import threading
 import weakref
@@ -30,7 +31,8 @@ class SessionPool:
         weakref.finalize(self, _close_all, self._idle)
         self._lock = threading.Lock()
         self._closed = False
-        self._ahead: threading.Thread | None = None
+        #: Set when the session that was opened ahead is here, or could not be had.
+        self._ahead: threading.Event | None = None
         self._close_begun = threading.Event()
 
     def open_ahead(self, rehearse: Callable[[Any], None]) -> None:
@@ -38,12 +40,18 @@ class SessionPool:
         with self._lock:
             if self._ahead is not None or self._closed or self._idle:
                 return
-            self._ahead = threading.Thread(target=self._open_one, args=(rehearse,), daemon=True)
-        self._ahead.start()
+            self._ahead = threading.Event()
+        # Thread.start would wait until the thread runs, which takes longer than much else of opening a database.
+        _thread.start_new_thread(self._open_one, (rehearse, self._ahead))
 
-    def _open_one(self, rehearse: Callable[[Any], None]) -> None:
-        if self._close_begun.wait(AHEAD_AFTER):
-            return
+    def _open_one(self, rehearse: Callable[[Any], None], done: threading.Event) -> None:
+        try:
+            if not self._close_begun.wait(AHEAD_AFTER):
+                self._open_and_rehearse(rehearse)
+        finally:
+            done.set()
+
+    def _open_and_rehearse(self, rehearse: Callable[[Any], None]) -> None:
         try:
             session = self._open()
             try:
@@ -108,7 +116,7 @@ class SessionPool:
             ahead = self._ahead
         if ahead is not None:
             # Mostly it has ended long ago; a server that does not answer is not waited for.
-            ahead.join(CLOSE_WITHIN)
+            ahead.wait(CLOSE_WITHIN)
         _close_all(idle)
 
 
