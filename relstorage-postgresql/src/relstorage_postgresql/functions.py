@@ -25,6 +25,9 @@ COMMIT, DRAIN, PACK, SCHEMA, OIDS = 1, 2, 3, 4, 5
 #: The first half of the key of every lock.
 LOCK_CLASS = "'rs_meta'::regclass::oid::int4"
 
+#: How many entries of a pack's list one row has: what one is looked up in, and what goes at once.
+ENTRIES = 500
+
 #: How the staged records are kept from vote to finish: a cursor that holds them as its parameters.
 CURSOR = "rs_staged"
 
@@ -283,42 +286,66 @@ BEGIN
 END"""
 
 
-# A part of a pack's list, removed by one statement. Each part of the statement sees the tables as they were before it,
-# and no row may be changed by two of them. As a function, because the server's plan for a list that was just written
-# would read all of it.
-_REMOVE_NEXT = """
+# The next rows of a pack's list, removed. Objects are locked as any transaction locks them: in the order of oids,
+# because the lists are in this order and no other plan is left than to go through them; and before the commit lock,
+# which is held only to tell the polls. For each object that goes, the server looks for a blob. It would plan a scan of
+# bitmaps for that, which takes longer.
+_REMOVE_NEXT = f"""
 #variable_conflict use_column
+DECLARE
+    v_part record;
+    v_part_gone bigint[];
+    v_gone bigint[] := '{{}}';
+    v_entries bigint := 0;
+    v_clock timestamp;
+    v_tid bigint;
 BEGIN
-    RETURN QUERY
-    WITH batch AS MATERIALIZED (
-        SELECT g.zoid, g.tid, g.whole FROM rs_pack_garbage g
-        WHERE g.run = p_run AND (g.zoid, g.tid) > (p_after_oid, p_after_tid) ORDER BY g.zoid, g.tid LIMIT p_limit),
-    $removals,
-    noted AS (INSERT INTO rs_removed (tid, zoid) SELECT p_tid, gone.zoid FROM gone ON CONFLICT DO NOTHING),
-    done AS (
-        DELETE FROM rs_pack_garbage g USING batch WHERE g.run = p_run AND g.zoid = batch.zoid AND g.tid = batch.tid
-        RETURNING 1),
-    last AS (SELECT batch.zoid, batch.tid FROM batch ORDER BY batch.zoid DESC, batch.tid DESC LIMIT 1)
-    SELECT (SELECT count(*) FROM done), (SELECT count(*) FROM gone),
-        (SELECT last.zoid FROM last), (SELECT last.tid FROM last);
+    PERFORM set_config('enable_bitmapscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+        set_config('enable_mergejoin', 'off', true);
+    PERFORM pg_advisory_xact_lock_shared({LOCK_CLASS}, {DRAIN});
+    FOR v_part IN
+        SELECT l.ctid AS place, l.whole, l.oids, l.tids FROM rs_pack_list l
+        WHERE l.run = p_run AND cardinality(l.oids) > 0
+        ORDER BY l.whole, l.last_oid, l.last_tid
+        LIMIT greatest(p_limit / {ENTRIES}, 1)
+    LOOP
+        IF v_part.whole = 1 THEN
+            $whole
+            v_gone := v_gone || v_part_gone;
+        ELSE
+            $single
+        END IF;
+        v_entries := v_entries + cardinality(v_part.oids);
+        DELETE FROM rs_pack_list l WHERE l.ctid = v_part.place;
+    END LOOP;
+    IF FOUND THEN{_CHOOSE_TID}
+        IF cardinality(v_gone) > 0 THEN
+            INSERT INTO rs_removed (tid, zoid, others) VALUES (v_tid, v_gone[1], v_gone[2:]);
+        END IF;
+        UPDATE rs_pack_run r SET removed = r.removed + v_entries, checked_tid = v_tid WHERE r.run = p_run;
+    END IF;
+    RETURN QUERY SELECT v_entries, cardinality(v_gone)::bigint;
 END"""
-_FREE_REMOVALS = """
-    gone AS (
-        DELETE FROM object_state o USING batch WHERE batch.whole = 1 AND o.zoid = batch.zoid AND o.tid = batch.tid
-        RETURNING o.zoid)"""
-_PRESERVING_REMOVALS = """
-    gone AS (
-        DELETE FROM current_object c USING batch WHERE batch.whole = 1 AND c.zoid = batch.zoid AND c.tid = batch.tid
-        RETURNING c.zoid),
-    whole_objects AS (DELETE FROM object_state o USING gone WHERE o.zoid = gone.zoid),
-    single AS (
-        SELECT batch.zoid, batch.tid FROM batch WHERE batch.whole = 0
-        AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.zoid = batch.zoid)
-        AND NOT EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = batch.zoid AND c.tid = batch.tid)),
-    followers AS (
-        UPDATE object_state o SET prev_tid = 0 FROM single WHERE o.zoid = single.zoid AND o.prev_tid = single.tid
-        AND NOT EXISTS (SELECT 1 FROM single other WHERE other.zoid = o.zoid AND other.tid = o.tid)),
-    revisions AS (DELETE FROM object_state o USING single WHERE o.zoid = single.zoid AND o.tid = single.tid)"""
+_THESE = "unnest(v_part.oids, v_part.tids) u (zoid, tid)"
+_FREE_WHOLE = f"""
+            WITH gone AS (
+                DELETE FROM object_state o USING {_THESE} WHERE o.zoid = u.zoid AND o.tid = u.tid RETURNING o.zoid)
+            SELECT array_agg(zoid) INTO v_part_gone FROM gone;"""
+_PRESERVING_WHOLE = f"""
+            WITH gone AS (
+                DELETE FROM current_object c USING {_THESE} WHERE c.zoid = u.zoid AND c.tid = u.tid RETURNING c.zoid)
+            SELECT array_agg(zoid) INTO v_part_gone FROM gone;
+            DELETE FROM object_state o USING unnest(v_part_gone) u (zoid) WHERE o.zoid = u.zoid;"""
+# Each part of the statement sees the table as it was before, and no row may be changed by two of them.
+_PRESERVING_SINGLE = f"""
+            WITH single AS MATERIALIZED (
+                SELECT u.zoid, u.tid FROM {_THESE}
+                WHERE NOT EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = u.zoid AND c.tid = u.tid)),
+            followers AS (
+                UPDATE object_state o SET prev_tid = 0 FROM single
+                WHERE o.zoid = single.zoid AND o.prev_tid = single.tid
+                AND NOT EXISTS (SELECT 1 FROM single other WHERE other.zoid = o.zoid AND other.tid = o.tid))
+            DELETE FROM object_state o USING single WHERE o.zoid = single.zoid AND o.tid = single.tid;"""
 
 
 @dataclass(frozen=True)
@@ -351,8 +378,13 @@ def functions(keep_history: bool) -> Functions:
         ),
         remove_next=Function(
             "rs_remove_next",
-            "p_run bigint, p_limit bigint, p_tid bigint, p_after_oid bigint, p_after_tid bigint",
-            "TABLE (entries bigint, objects bigint, last_oid bigint, last_tid bigint)",
-            _fill(_REMOVE_NEXT, removals=_PRESERVING_REMOVALS if keep_history else _FREE_REMOVALS),
+            "p_run bigint, p_limit bigint",
+            "TABLE (entries bigint, objects bigint)",
+            _fill(
+                _REMOVE_NEXT,
+                transactions=transactions,
+                whole=_PRESERVING_WHOLE if keep_history else _FREE_WHOLE,
+                single=_PRESERVING_SINGLE if keep_history else "NULL;",
+            ),
         ),
     )

@@ -144,7 +144,7 @@ class PostgresSchema:
             version == SCHEMA_VERSION
             and "seeded" in facts
             and BLOB_TRIGGER.name in there
-            and {"rs_removed", "rs_pack_run", "rs_pack_garbage", "rs_commit"} <= tables
+            and {"rs_removed", "rs_pack_run", "rs_pack_list", "rs_commit"} <= tables
         )
         identity = Identity(facts["uuid"], version, self._keep_history) if "uuid" in facts else None
         found = _Found(layout, has_tables, there >= self._names_of_functions, identity)
@@ -190,7 +190,7 @@ class PostgresSchema:
 
     def zap(self, session: Any) -> None:
         self._remove_blobs()
-        session.script(*emptying(self._keep_history))
+        session.script("DELETE FROM rs_pack_list", *emptying(self._keep_history))
 
     def _remove_blobs(self) -> None:
         """Remove the blobs, a few in a transaction. Nobody can add any meanwhile: the caller has the commit lock."""

@@ -11,7 +11,7 @@ from functools import cache
 from relstorage.sql import Dialect, Statement, Statements
 from relstorage.sql.contract import FEW_CHANGES, READ_AHEAD_BYTES
 from relstorage.sql.standard import Texts, texts
-from relstorage_postgresql.functions import functions
+from relstorage_postgresql.functions import ENTRIES, functions
 
 _TYPES = {
     "blobs": "oid",
@@ -29,6 +29,7 @@ _TYPES = {
     "states": "bytea",
     "username": "bytea",
     "value": "text",
+    "zeros": "bytea",
 }
 
 
@@ -54,18 +55,68 @@ DIALECT = Dialect(placeholder=_placeholder, list_placeholder=_list_placeholder, 
 _note_removed = """
     INSERT INTO rs_removed (tid, zoid) SELECT each.tid, each.oid FROM EACH_OF(:oid, :tid) ON CONFLICT DO NOTHING"""
 
+#: A row of rs_removed has one object, and the others that were removed with it.
+_all_of = "unnest(array_prepend(zoid, others))"
+
 # Without the limit the server takes a third of all objects for changed, unless it makes a plan for each tid anew, which
 # takes three times as long as the answer.
-_few_removals = f"(SELECT zoid, tid FROM rs_removed WHERE tid > :tid ORDER BY tid LIMIT {FEW_CHANGES})"
+_few_removals = f"(SELECT {_all_of} AS zoid, tid FROM rs_removed WHERE tid > :tid ORDER BY tid LIMIT {FEW_CHANGES})"
+
+def _listed(run: str) -> str:
+    """Return the join of what is asked for with the one row of a run's list that may have it, as a whole object."""
+    return f"""
+        CROSS JOIN LATERAL (
+            SELECT oids FROM rs_pack_list WHERE run = {run} AND whole = 1 AND last_oid >= asked.zoid
+            ORDER BY last_oid LIMIT 1) AS near"""
+
+
+#: Its oids are in ascending order.
+_is_listed = "near.oids[width_bucket(asked.zoid, near.oids)] = asked.zoid"
 
 _SHARED: Texts = {
     "note_removed": _note_removed,
+    "removed_among": f"""
+        WITH asked AS MATERIALIZED (SELECT unnest(:oids) AS zoid)
+        SELECT zoid, 0 FROM (SELECT {_all_of} AS zoid, tid FROM rs_removed WHERE tid > :tid) AS removed
+        WHERE zoid = -1 OR zoid IN (SELECT zoid FROM asked)
+        UNION ALL
+        SELECT asked.zoid, 1 FROM rs_pack_run CROSS JOIN asked {_listed("rs_pack_run.run")}
+        WHERE rs_pack_run.phase = 'sweeping' AND {_is_listed}""",
     "pack_add_garbage": """
-        INSERT INTO rs_pack_garbage (run, zoid, tid, whole)
-        SELECT each.run, each.zoid, each.tid, each.whole FROM EACH_OF(:run, :zoid, :tid, :whole)""",
-    # A comparison of rows, for which the primary key is searched once.
-    "pack_done": """
-        DELETE FROM rs_pack_garbage WHERE run = :run AND (zoid, tid) <= (:oid, :tid)""",
+        INSERT INTO rs_pack_list (run, whole, first_oid, last_oid, last_tid, oids, tids)
+        VALUES (:run, :whole, :zoid, :zoid, :tid, ARRAY[:zoid], ARRAY[:tid])""",
+    "pack_add_list": (
+        f"""
+        INSERT INTO rs_pack_list (run, whole, first_oid, last_oid, last_tid, oids, tids)
+        SELECT :run, :whole, oids[1], oids[cardinality(oids)], tids[cardinality(tids)], oids, tids
+        FROM (
+            SELECT oids[start : start + {ENTRIES - 1}] AS oids, tids[start : start + {ENTRIES - 1}] AS tids
+            FROM (SELECT :oids AS oids, :tids AS tids OFFSET 0) AS every,
+                generate_series(1, cardinality(oids), {ENTRIES}) AS start OFFSET 0) AS part""",
+    ),
+    "pack_garbage": """
+        SELECT each.zoid, each.tid, whole FROM rs_pack_list, unnest(oids, tids) AS each (zoid, tid)
+        WHERE run = :run ORDER BY each.zoid, each.tid LIMIT :limit""",
+    "pack_done": (),
+    "pack_is_garbage": f"""
+        SELECT asked.zoid FROM unnest(:oids) AS asked (zoid) {_listed(":run")} WHERE {_is_listed}""",
+    "pack_count_garbage": """
+        SELECT coalesce(sum(cardinality(oids)), 0)::bigint,
+            coalesce(sum(cardinality(oids)) FILTER (WHERE whole = 1), 0)::bigint
+        FROM rs_pack_list WHERE run = :run""",
+    # A row keeps its bounds, also when nothing is left in it.
+    "pack_rescue": """
+        WITH asked AS MATERIALIZED (SELECT unnest(:oids) AS zoid)
+        UPDATE rs_pack_list SET (oids, tids) = (
+            SELECT coalesce(array_agg(each.zoid ORDER BY place), '{}'),
+                coalesce(array_agg(each.tid ORDER BY place), '{}')
+            FROM unnest(oids, tids) WITH ORDINALITY AS each (zoid, tid, place)
+            WHERE NOT EXISTS (SELECT 1 FROM asked WHERE asked.zoid = each.zoid))
+        WHERE run = :run AND EXISTS (SELECT 1 FROM asked WHERE asked.zoid BETWEEN first_oid AND last_oid)""",
+    "pack_forget_run": (
+        "DELETE FROM rs_pack_list WHERE run = :run",
+        "DELETE FROM rs_pack_run WHERE run = :run",
+    ),
 }
 
 
@@ -78,7 +129,36 @@ def _near(relation: str) -> str:
         WHERE size <= {READ_AHEAD_BYTES} ORDER BY zoid"""
 
 
+# What has no bytes with which an oid begins refers to no object, however it is damaged: possible_references would find
+# none. The rest is what relstorage.references parses; the text of an oid has its zeros as escapes.
+_MAY_REFER = r"""
+    octet_length(state) > 2000 OR substr(state, 1, 1) = '\x2e' OR substr(state, octet_length(state)) <> '\x2e'
+    OR position('\x51'::bytea IN state) > 0
+        AND (position('\x4308'::bytea IN state) > 0 OR position('\x5508'::bytea IN state) > 0)
+    OR position(:zeros IN state) > 0 OR position('\x5c783030'::bytea IN state) > 0
+    OR position('\x5c7530303030'::bytea IN state) > 0 OR state LIKE '\x25505f5f5f5f5f5f5f5f0a25'::bytea"""
+
+
+def _packed(source: str) -> tuple[str]:
+    """Return the statement that makes one value of zoid, tid and size of the rows of a query."""
+    return (
+        f"""SELECT string_agg(int8send(zoid) || int8send(tid) || int8send(size), '') FROM (
+            {source} ORDER BY zoid LIMIT :limit) AS part""",
+    )
+
+
 _FREE: Texts = {
+    "pack_objects": _packed(
+        "SELECT zoid, tid, coalesce(octet_length(state), 0)::bigint AS size FROM object_state WHERE zoid > :oid"
+    ),
+    "pack_states": (
+        f"""SELECT zoid, tid, state FROM object_state
+        WHERE coalesce(octet_length(state), 0) = 0 OR {_MAY_REFER} ORDER BY zoid""",
+    ),
+    "changes_since": f"""
+        SELECT zoid, tid FROM object_state WHERE tid > :tid
+        UNION ALL SELECT {_all_of}, tid FROM rs_removed WHERE tid > :tid
+        ORDER BY 2""",
     "few_changes_since": (
         f"""
         (SELECT zoid, tid FROM object_state WHERE tid > :tid AND tid <> :own ORDER BY tid LIMIT {FEW_CHANGES})
@@ -137,6 +217,21 @@ _raise_current = """
 _is_current = "EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = each.oid AND c.tid = each.tid)"
 
 _PRESERVING: Texts = {
+    "pack_objects": _packed(
+        """SELECT zoid, max(tid) AS tid, sum(coalesce(octet_length(state), 0)) AS size FROM object_state
+        WHERE zoid > :oid GROUP BY zoid"""
+    ),
+    "pack_states": (
+        f"""SELECT zoid, tid, state FROM (
+            SELECT zoid, tid, state, count(*) OVER (PARTITION BY zoid) AS revisions FROM object_state) AS every
+        WHERE revisions > 1 OR coalesce(octet_length(state), 0) = 0 OR {_MAY_REFER} ORDER BY zoid, tid""",
+    ),
+    "changes_since": f"""
+        SELECT current_object.zoid, "transaction".tid
+        FROM "transaction" LEFT JOIN current_object ON current_object.tid = "transaction".tid
+        WHERE "transaction".tid > :tid
+        UNION ALL SELECT {_all_of}, tid FROM rs_removed WHERE tid > :tid
+        ORDER BY 2""",
     "few_changes_since": (
         f"""
         (SELECT current_object.zoid, few.tid FROM (
@@ -210,8 +305,7 @@ def statements(keep_history: bool) -> Statements:
     remove_next = functions(keep_history).remove_next.name
     own: Texts = {
         "pack_remove_next": (
-            f"""SELECT entries, objects, last_oid, last_tid
-            FROM {remove_next}(:run, :limit, :tid, :after_oid, :after_tid)""",
+            f"SELECT entries, objects FROM {remove_next}(:run, :limit)",
         ),
     }
     return Statements.render(

@@ -209,4 +209,4 @@ class SqliteSchema:
         return Identity(facts["uuid"], int(facts["schema_version"]), self._keep_history)
 
     def zap(self, session: Any) -> None:
-        session.script(*emptying(self._keep_history))
+        session.script("DELETE FROM rs_pack_garbage", *emptying(self._keep_history))

@@ -84,7 +84,7 @@ def require(layout: Layout, *, keep_history: bool, version: int, create: bool, n
 
 def emptying(keep_history: bool) -> tuple[str, ...]:
     """Return the statements that remove every row of data, in an order that the foreign keys allow."""
-    tables = ["blob_chunk", "object_ref", "object_refs_added", "pack_object", "rs_pack_run", "rs_pack_garbage"]
+    tables = ["blob_chunk", "object_ref", "object_refs_added", "pack_object", "rs_pack_run"]
     tables += ["current_object", "object_state", "pack_state", "pack_state_tid"] if keep_history else ["object_state"]
     statements = [f"DELETE FROM {table}" for table in tables]
     if keep_history:

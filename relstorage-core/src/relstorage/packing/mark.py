@@ -7,10 +7,11 @@ through kept revisions. What an unreadable record may refer to stays as well.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import groupby
+from itertools import compress, groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ from relstorage.errors import PackError, UnreadableState
 from relstorage.ids import ROOT_OID
 from relstorage.packing.graph import Graph
 from relstorage.packing.progress import Reporter
-from relstorage.references import class_name, possible_references
+from relstorage.references import class_name, possible_references, references
 
 #: How many broken records and dangling references a report names; all are counted.
 NAMED = 1000
+#: How many objects the database is asked for at once where their states are not wanted.
+OBJECTS = 50_000
 
 
 class Broken(NamedTuple):
@@ -45,29 +48,32 @@ class Mark:
         #: (oid, missing oid) of references from kept objects to nothing.
         self.dangling: list[tuple[int, int]] = []
         self.dangling_count = 0
-        # Garbage: oid, tid and whether the whole object goes.
-        self._oids = array("q")
-        self._tids = array("q")
-        self._whole = bytearray()
-        self.removable_objects = 0
+        #: Objects to remove with all their revisions, and revisions to remove: oids and tids, in this order.
+        self.objects_to_remove = array("q"), array("q")
+        self.revisions_to_remove = array("q"), array("q")
         self.removable_bytes = 0
+
+    @property
+    def removable_objects(self) -> int:
+        """How many objects go."""
+        return len(self.objects_to_remove[0])
 
     @property
     def removable_revisions(self) -> int:
         """How many entries the list of garbage has."""
-        return len(self._oids)
+        return self.removable_objects + len(self.revisions_to_remove[0])
 
-    def add_garbage(self, oid: int, tid: int, whole: bool, size: int) -> None:
-        """Put a revision, or an object with all its revisions, on the list."""
-        self._oids.append(oid)
-        self._tids.append(tid)
-        self._whole.append(whole)
-        self.removable_objects += whole
+    def remove_revision(self, oid: int, tid: int, size: int) -> None:
+        """Put a revision on the list."""
+        self.revisions_to_remove[0].append(oid)
+        self.revisions_to_remove[1].append(tid)
         self.removable_bytes += size
 
-    def garbage(self) -> Iterator[tuple[int, int, int]]:
-        """Iterate over (oid, tid, whole)."""
-        return zip(self._oids, self._tids, self._whole, strict=True)
+    def garbage(self, count: int) -> Iterator[tuple[bool, array[int], array[int]]]:
+        """Iterate over the list, so many entries at once: whether they are whole objects, their oids and tids."""
+        for whole, (oids, tids) in ((True, self.objects_to_remove), (False, self.revisions_to_remove)):
+            for start in range(0, len(oids), count):
+                yield whole, oids[start : start + count], tids[start : start + count]
 
     def note_dangling(self, oid: int, target: int) -> None:
         """Count a reference to an object that does not exist."""
@@ -92,25 +98,16 @@ def mark(
     view = session.row(sql.newest_tid)[0]
     result = Mark(view, view if pack_tid is None else min(pack_tid, view))
     reporter.begin("read", session.row(sql.object_count)[0])
-    graph, newest, sizes, roots = Graph(), array("q"), array("q"), [ROOT_OID]
-    unreadable: list[tuple[int, bytes]] = []
-    with closing(session.stream(sql.all_revisions)) as rows:
-        for done, (oid, group) in enumerate(groupby(rows, itemgetter(0)), 1):
-            revisions = list(group)
-            targets, tid, size, lives = _object(oid, revisions, result, find, unreadable)
-            if not lives:
-                # Deleted before the pack's tid, and not made again.
-                result.add_garbage(oid, tid, True, size)
-                continue
-            graph.add(oid, targets)
-            newest.append(tid)
-            sizes.append(size)
-            if tid > result.pack_tid:
-                roots.append(oid)
-            if not done & 0xFF:
-                reporter.report(done)
+    reading = _Reading(result, find)
+    # A wrapper's function may find references where nobody else would look for them.
+    if sql.pack_objects and find is references:
+        reading.read_apart(session, sql, reporter)
+    else:
+        reading.read_all(session, sql, reporter)
+    graph = reading.graph
     graph.freeze()
-    _rescue_unreadable(graph, unreadable)
+    for oid, state in reading.unreadable:
+        graph.add_late(oid, possible_references(state, graph.__contains__))
     result.objects = len(graph)
     if collect and len(graph) and ROOT_OID not in graph:
         raise PackError(
@@ -118,71 +115,117 @@ def mark(
             "Nothing was removed. Restore the root object, or pack with pack-gc false."
         )
     reporter.begin("mark", len(graph))
-    result.reachable = graph.reach(roots, result.note_dangling, reporter.report)
-    if collect:
-        for place, oid in graph.unreached():
-            result.add_garbage(oid, newest[place], True, sizes[place])
+    result.reachable = graph.reach(reading.roots(), result.note_dangling, reporter.report)
+    places = graph.unreached(collect)
+    result.objects_to_remove = graph.chosen(places), array("q", compress(reading.newest, places))
+    result.removable_bytes += sum(compress(reading.sizes, places))
     reporter.report(result.reachable, final=True)
     return result
 
 
-def _object(
-    oid: int,
-    revisions: list[Any],
-    result: Mark,
-    find: Callable[[bytes], list[int]],
-    unreadable: list[tuple[int, bytes]],
-) -> tuple[list[int], int, int, bool]:
-    """Return an object's references, newest tid, size, and whether it lives."""
-    if len(revisions) == 1 and revisions[0][2]:
-        # Most objects: what they have is kept, whichever side of the pack's tid it is on.
-        _, tid, state = revisions[0]
-        return _references(oid, tid, state, result, find, unreadable), tid, len(state), True
-    pack_tid = result.pack_tid
-    targets: list[int] = []
-    at_pack: Any = None
-    later = []
-    size = 0
-    for revision in revisions:
-        if revision[1] > pack_tid:
-            later.append(revision)
-        else:
-            if at_pack is not None:
-                result.add_garbage(oid, at_pack[1], False, len(at_pack[2] or b""))
-            at_pack = revision
-    if at_pack is not None:
-        if at_pack[2]:
-            later.append(at_pack)
-        elif not later:
-            return targets, at_pack[1], 0, False
-        else:
-            result.add_garbage(oid, at_pack[1], False, 0)
-    newest = 0
-    for _, tid, state in later:
-        newest = max(newest, tid)
-        if not state:
-            continue
-        size += len(state)
-        targets += _references(oid, tid, state, result, find, unreadable)
-    # Revisions of one object mostly refer to the same.
-    return list(set(targets)), newest, size, True
+class _Reading:
+    """The graph as it is read, and the newest tid and the size of each of its objects, by place."""
 
+    def __init__(self, result: Mark, find: Callable[[bytes], list[int]]):
+        self._result = result
+        self._find = find
+        self.graph = Graph()
+        self.newest = array("q")
+        self.sizes = array("q")
+        self.unreadable: list[tuple[int, bytes]] = []
 
-def _references(
-    oid: int,
-    tid: int,
-    state: bytes,
-    result: Mark,
-    find: Callable[[bytes], list[int]],
-    unreadable: list[tuple[int, bytes]],
-) -> list[int]:
-    try:
-        return find(state)
-    except UnreadableState:
-        result.note_broken(oid, tid, state)
-        _require_searchable(oid, state)
-        unreadable.append((oid, state))
-        return []
+    def read_all(self, session: Any, sql: Any, reporter: Reporter) -> None:
+        """Read every revision with its state."""
+        with closing(session.stream(sql.all_revisions)) as rows:
+            for done, (oid, group) in enumerate(groupby(rows, itemgetter(0)), 1):
+                targets, tid, size, lives = self._object(oid, list(group))
+                place = self.graph.add(oid, targets)
+                self.newest.append(tid)
+                self.sizes.append(size)
+                if not lives:
+                    self.graph.discard(place)
+                if not done & 0xFF:
+                    reporter.report(done)
+
+    def read_apart(self, session: Any, sql: Any, reporter: Reporter) -> None:
+        """Read what objects there are, then the states of those that may refer to something."""
+        graph = self.graph
+        highest, numbers = -1, self._numbers(session, sql, -1)
+        while numbers:
+            graph.extend(numbers[::3])
+            self.newest.extend(numbers[1::3])
+            self.sizes.extend(numbers[2::3])
+            reporter.report(len(self.newest))
+            highest = numbers[-3]
+            numbers = self._numbers(session, sql, highest)
+        zeros = bytes(8 - (max(highest, 0).bit_length() + 7) // 8)
+        with closing(session.stream(sql.pack_states[0], (zeros,))) as rows:
+            for oid, group in groupby(rows, itemgetter(0)):
+                place = graph.place(oid)
+                targets, self.newest[place], self.sizes[place], lives = self._object(oid, list(group))
+                if targets:
+                    graph.refer(place, targets)
+                if not lives:
+                    graph.discard(place)
+
+    def _numbers(self, session: Any, sql: Any, after: int) -> array[int]:
+        numbers = array("q", session.row(sql.pack_objects[0], (after, OBJECTS))[0] or b"")
+        if sys.byteorder == "little":
+            numbers.byteswap()
+        return numbers
+
+    def roots(self) -> Iterator[int]:
+        """Iterate over the objects that stay whatever refers to them."""
+        yield ROOT_OID
+        pack_tid = self._result.pack_tid
+        if pack_tid < self._result.view:
+            yield from self.graph.chosen(bytearray(tid > pack_tid for tid in self.newest))
+
+    def _object(self, oid: int, revisions: list[Any]) -> tuple[list[int], int, int, bool]:
+        """Return an object's references, newest tid, size, and whether it lives."""
+        if len(revisions) == 1 and revisions[0][2]:
+            # Most objects: what they have is kept, whichever side of the pack's tid it is on.
+            _, tid, state = revisions[0]
+            return self._references(oid, tid, state), tid, len(state), True
+        result = self._result
+        pack_tid = result.pack_tid
+        targets: list[int] = []
+        at_pack: Any = None
+        later = []
+        size = 0
+        for revision in revisions:
+            if revision[1] > pack_tid:
+                later.append(revision)
+            else:
+                if at_pack is not None:
+                    result.remove_revision(oid, at_pack[1], len(at_pack[2] or b""))
+                at_pack = revision
+        if at_pack is not None:
+            if at_pack[2]:
+                later.append(at_pack)
+            elif not later:
+                # Deleted before the pack's tid, and not made again.
+                return targets, at_pack[1], 0, False
+            else:
+                result.remove_revision(oid, at_pack[1], 0)
+        newest = 0
+        for _, tid, state in later:
+            newest = max(newest, tid)
+            if not state:
+                continue
+            size += len(state)
+            targets += self._references(oid, tid, state)
+        # Revisions of one object mostly refer to the same.
+        return list(set(targets)), newest, size, True
+
+    def _references(self, oid: int, tid: int, state: bytes) -> list[int]:
+        try:
+            return self._find(state)
+        except UnreadableState:
+            self._result.note_broken(oid, tid, state)
+            _require_searchable(oid, state)
+            self.unreadable.append((oid, state))
+            return []
 
 
 def _require_searchable(oid: int, state: bytes) -> None:
@@ -194,8 +237,3 @@ def _require_searchable(oid: int, state: bytes) -> None:
             "be told to be garbage. Nothing was removed. Pack through the storage that transforms the records. "
             f"({error})"
         ) from error
-
-
-def _rescue_unreadable(graph: Graph, unreadable: list[tuple[int, bytes]]) -> None:
-    for oid, state in unreadable:
-        graph.add_late(oid, possible_references(state, graph.__contains__))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import repeat
 from typing import Any
 
 from ZODB.POSException import ReadOnlyError
@@ -94,7 +94,8 @@ def pack(
     if collect is None:
         collect = database.options.pack_gc
     if dry_run:
-        _look(database, _tid(t), collect, find, reporter, report)
+        with closing(database.adapter.open_session("pack")) as session:
+            _look(session, database, _tid(t), collect, find, reporter, report)
     elif database.options.read_only:
         raise ReadOnlyError(f"Packing {database.adapter.name}: the storage is read-only.")
     else:
@@ -127,6 +128,7 @@ def _tid(t: float | bytes | None) -> int | None:
 
 
 def _look(
+    session: Any,
     database: Database,
     pack_tid: int | None,
     collect: bool,
@@ -135,12 +137,9 @@ def _look(
     report: PackReport,
 ) -> Mark:
     """Mark in memory."""
-    session = database.adapter.open_session("pack")
-    try:
-        session.begin_snapshot()
-        found = mark(session, database.statements, pack_tid, collect, find, reporter)
-    finally:
-        session.close()
+    session.begin_snapshot()
+    found = mark(session, database.statements, pack_tid, collect, find, reporter)
+    session.rollback()
     report.take(found)
     for broken in found.broken:
         log.warning(
@@ -189,16 +188,19 @@ class _Pack:
     def mark(self, pack_tid: int | None) -> None:
         """Mark, and record the list of garbage bound to a new run."""
         run = self._begin_run()
-        found = _look(self._database, pack_tid, self._collect, self._find, self._reporter, self._report)
-        garbage = found.garbage()
         session, sql = self._session, self._sql
+        found = _look(session, self._database, pack_tid, self._collect, self._find, self._reporter, self._report)
         listed = 0
         self._reporter.begin("list", found.removable_revisions)
         size = LARGE_LIST_BATCH if self._database.adapter.commit_steps.lock_is_fair else LIST_BATCH
-        while batch := [(run, *entry) for entry in islice(garbage, size)]:
+        for whole, oids, tids in found.garbage(size):
             with self._writing():
-                session.run_many(sql.pack_add_garbage, batch)
-            listed += len(batch)
+                if sql.pack_add_list:
+                    session.run(sql.pack_add_list[0], (run, int(whole), oids.tolist(), tids.tolist()))
+                else:
+                    entries = zip(repeat(run), oids, tids, repeat(int(whole)))
+                    session.run_many(sql.pack_add_garbage, entries)
+            listed += len(oids)
             self._reporter.report(listed)
         session.begin_write()
         if not session.run(sql.pack_found, (run, found.pack_tid, found.view)):
@@ -240,9 +242,10 @@ class _Pack:
         # What is left of the list is no complete mark.
         session.run(sql.pack_phase, (last.run, MARKING))
         session.commit()
-        while batch := session.rows(sql.pack_garbage, (last.run, LIST_BATCH)):
+        # Where the list is one of few rows, it is not long.
+        while sql.pack_done and (batch := session.rows(sql.pack_garbage, (last.run, LIST_BATCH))):
             with self._writing():
-                session.run(sql.pack_done, (last.run, batch[-1][0], batch[-1][1]))
+                session.run(sql.pack_done[0], (last.run, batch[-1][0], batch[-1][1]))
         session.begin_write()
         for step in sql.pack_forget_run:
             session.run(step, (last.run,))

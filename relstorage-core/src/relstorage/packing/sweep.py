@@ -90,7 +90,6 @@ class Sweep:
         batch_seconds: float,
     ):
         self._session = session
-        self._adapter = adapter
         self._sql = adapter.statements
         self._steps = adapter.commit_steps
         self._find = find
@@ -99,8 +98,6 @@ class Sweep:
         #: How long the last transaction held the lock.
         self._held = 0.0
         self._courtesy = Courtesy(adapter.commit_steps)
-        #: The last entry of the list that was removed: a search from the beginning would meet all that is gone.
-        self._behind = [-1, -1]
         self.objects = 0
         self.revisions = 0
         self.rescued = 0
@@ -126,9 +123,13 @@ class Sweep:
 
     def _in_transaction(self, work: Callable[[int], Any], drained: bool = False) -> Any:
         tid = self._steps.lock_and_choose_tid(self._session, drained)
+        return self._committed(partial(work, tid))
+
+    def _committed(self, work: Callable[[], Any]) -> Any:
+        """Do the work of the transaction that was begun, and commit it."""
         began = time.monotonic()
         try:
-            result = work(tid)
+            result = work()
             self._session.commit()
             self._held = time.monotonic() - began
             return result
@@ -160,14 +161,11 @@ class Sweep:
         """
         sql, checked = self._sql, run.checked_tid
         for _ in range(ROUNDS):
-            # Not in the role 'load': a replica may know the list of garbage later than the records that refer to it.
-            reader = self._adapter.open_session("pack")
-            try:
-                reader.begin_snapshot()
-                newest = reader.row(sql.newest_tid)[0]
-                found = find_rescue(reader, sql, run.run, checked, self._find)
-            finally:
-                reader.close()
+            # Not on another session: a replica may know the list of garbage later than the records that refer to it.
+            self._session.begin_snapshot()
+            newest = self._session.row(sql.newest_tid)[0]
+            found = find_rescue(self._session, sql, run.run, checked, self._find)
+            self._session.rollback()
             checked = newest
             self._session.begin_write()
             self._take_off(run, found)
@@ -200,30 +198,32 @@ class Sweep:
     def _remove(self, run: Run) -> None:
         limit, removed = FEWEST, run.removed
         while True:
-            count = self._in_transaction(partial(self._batch, run, limit, removed))
+            if self._sql.pack_remove_next:
+                self._session.begin_write()
+                count = self._committed(partial(self._remove_next, run, limit))
+            else:
+                count = self._in_transaction(partial(self._batch, run, limit, removed))
             if not count:
                 return
             removed += count
             self._reporter.report(self.revisions)
-            # Only the time under the lock counts; to wait for it long is no reason to do less with it.
+            # To wait long for the lock is no reason to do less with it.
             if self._held < self._batch_seconds / 2:
                 limit = min(2 * limit, MOST)
             elif self._held > self._batch_seconds:
                 limit = max(limit // 2, 1)
             self._courtesy.after(self._held)
 
+    def _remove_next(self, run: Run, limit: int) -> int:
+        """Have the database remove what is next on the list; return how much it was."""
+        entries, objects = self._session.row(self._sql.pack_remove_next[0], (run.run, limit))
+        self.objects += objects
+        self.revisions += entries
+        return int(entries)
+
     def _batch(self, run: Run, limit: int, removed: int, tid: int) -> int:
         """Remove what is next on the list; return how much it was."""
         session, sql = self._session, self._sql
-        if sql.pack_remove_next:
-            found = session.row(sql.pack_remove_next[0], (run.run, limit, tid, *self._behind))
-            entries, objects, *last = found
-            if entries:
-                self._behind = last
-                session.run(sql.pack_progress, (run.run, removed + entries, tid))
-            self.objects += objects
-            self.revisions += entries
-            return int(entries)
         batch = session.rows(sql.pack_garbage, (run.run, limit))
         if not batch:
             return 0
@@ -239,7 +239,8 @@ class Sweep:
         for step in sql.remove_revision:
             count = len(step.parameters)
             session.run_many(step, [pair[:count] for pair in single])
-        session.run(sql.pack_done, (run.run, batch[-1][0], batch[-1][1]))
+        for step in sql.pack_done:
+            session.run(step, (run.run, batch[-1][0], batch[-1][1]))
         session.run(sql.pack_progress, (run.run, removed + len(batch), tid))
         self.objects += len(gone)
         self.revisions += len(batch)

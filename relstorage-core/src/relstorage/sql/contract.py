@@ -17,6 +17,8 @@ from relstorage.sql.statement import Dialect, Statement, names_in
 FEW_CHANGES = 20
 #: How many bytes of states are worth reading before somebody asks for them.
 READ_AHEAD_BYTES = 500_000
+#: The parameters that are lists in every statement.
+LISTS = frozenset({"oids", "tids"})
 
 
 def _one(doc: str, parameters: str = "", columns: str = "", small: bool = False) -> Any:
@@ -120,6 +122,19 @@ class Statements:
     all_revisions: Statement = _one(
         "Every revision, by oid and tid, with its state.", "", "zoid tid state"
     )
+    pack_objects: tuple[Statement, ...] = _steps(
+        """The next objects behind an oid, as one value: of each its oid, its newest tid and how many bytes its states
+        have, 8 bytes each with the highest first, in oid order; NULL or nothing when there are no more. For a database
+        that can tell the states apart which refer to nothing. None or one step.""",
+        "oid limit",
+    )
+    pack_states: tuple[Statement, ...] = _steps(
+        """Where there is ``pack_objects``: every revision of the objects that have several, or one without a state;
+        and of the others those whose state may refer to something. By oid and tid, with the state. ``zeros`` are the
+        bytes with which every oid begins: what has neither them nor a reference that says so refers to no object.
+        None or one step.""",
+        "zeros",
+    )
     object_revisions: Statement = _one("Every revision of some objects.", "oids", "zoid tid state")
     revision_tids: Statement = _one("The tids of every revision of some objects.", "oids", "zoid tid")
     records_since: Statement = _one("Every revision with a larger tid.", "tid", "zoid tid state")
@@ -133,8 +148,16 @@ class Statements:
         "The newest pack run.", "", "run pack_tid view_tid phase collect started removed checked_tid"
     )
     pack_add_garbage: Statement = _one("Record a revision to remove; whole = 1: with its object.", "run zoid tid whole")
+    pack_add_list: tuple[Statement, ...] = _steps(
+        """What ``pack_add_garbage`` does, for each place of two lists that are in the order of oid and tid. None or
+        one step, where a database can take lists.""",
+        "run whole oids tids",
+    )
     pack_garbage: Statement = _one("The next revisions to remove, by oid and tid.", "run limit", "zoid tid whole")
-    pack_done: Statement = _one("Take what was removed, up to this revision, off the list.", "run oid tid")
+    pack_done: tuple[Statement, ...] = _steps(
+        "Take what was removed, up to this revision, off the list. None or one step, as there is ``pack_remove_next``.",
+        "run oid tid",
+    )
     pack_is_garbage: Statement = _one("Which of these objects a run is to remove.", "run oids", "zoid")
     pack_count_garbage: Statement = _one("How much a run is to remove.", "run", "revisions objects")
     pack_rescue: Statement = _one("Take objects off the list.", "run oids")
@@ -155,11 +178,11 @@ class Statements:
         "Tidy up after the last removal: transactions up to a tid, after another.", "tid start"
     )
     pack_remove_next: tuple[Statement, ...] = _steps(
-        """All that removes the next entries of the list, in one statement, where a database can do that: what the
-        three above do with each, and what notes the removals and takes them off the list. The next entries are those
-        behind an oid and a tid. It returns how many entries and how many objects it were, and oid and tid of the last
-        entry. None or one step.""",
-        "run limit tid after_oid after_tid",
+        """All that removes the next entries of the list, in one statement, where a database can do that: what
+        ``remove_object`` and ``remove_revision`` do with each, then under the commit lock what notes the removals with
+        a new tid, and what takes the entries off the list and counts them as the run's progress. ``limit`` is about how
+        many. It returns how many entries and how many objects it were. None or one step.""",
+        "run limit",
     )
     prune_removed: Statement = _one("Forget removals up to a tid.", "tid")
 
@@ -199,9 +222,13 @@ class Statements:
             facts = declared[name].metadata
             if facts.get("steps"):
                 rendered[name] = tuple(
-                    dialect.render(f"{name}.{n}", step, _used(step, facts["parameters"])) for n, step in enumerate(text)
+                    dialect.render(f"{name}.{n}", step, parameters, lists=LISTS.intersection(parameters))
+                    for n, step in enumerate(text)
+                    for parameters in [_used(step, facts["parameters"])]
                 )
             else:
-                one = dialect.render(name, str(text), facts["parameters"], facts["columns"])
+                parameters = facts["parameters"]
+                lists = LISTS.intersection(parameters)
+                one = dialect.render(name, str(text), parameters, facts["columns"], lists)
                 rendered[name] = one._replace(small=facts["small"])
         return cls(**rendered)

@@ -40,6 +40,8 @@ _shared: Texts = {
     "has_blob": "SELECT tid FROM blob_chunk WHERE zoid = :oid AND tid = :tid AND chunk_num = 0",
     "blob_revisions": "SELECT DISTINCT zoid, tid FROM blob_chunk ORDER BY zoid, tid",
     "all_revisions": "SELECT zoid, tid, state FROM object_state ORDER BY zoid, tid",
+    "pack_objects": (),
+    "pack_states": (),
     "object_revisions": "SELECT zoid, tid, state FROM object_state WHERE zoid ANY_OF(:oids)",
     "revision_tids": "SELECT zoid, tid FROM object_state WHERE zoid ANY_OF(:oids)",
     "records_since": "SELECT zoid, tid, state FROM object_state WHERE tid > :tid",
@@ -54,11 +56,13 @@ _shared: Texts = {
         SELECT run, pack_tid, view_tid, phase, collect, started, removed, checked_tid
         FROM rs_pack_run ORDER BY run DESC LIMIT 1""",
     "pack_add_garbage": "INSERT INTO rs_pack_garbage (run, zoid, tid, whole) VALUES (:run, :zoid, :tid, :whole)",
+    "pack_add_list": (),
     "pack_garbage": """
         SELECT zoid, tid, whole FROM rs_pack_garbage
         WHERE run = :run ORDER BY zoid, tid LIMIT :limit""",
-    "pack_done": """
-        DELETE FROM rs_pack_garbage WHERE run = :run AND (zoid < :oid OR (zoid = :oid AND tid <= :tid))""",
+    "pack_done": (
+        "DELETE FROM rs_pack_garbage WHERE run = :run AND (zoid < :oid OR (zoid = :oid AND tid <= :tid))",
+    ),
     "pack_is_garbage": "SELECT zoid FROM rs_pack_garbage WHERE run = :run AND whole = 1 AND zoid ANY_OF(:oids)",
     "pack_count_garbage": "SELECT count(*), coalesce(sum(whole), 0) FROM rs_pack_garbage WHERE run = :run",
     "pack_rescue": "DELETE FROM rs_pack_garbage WHERE run = :run AND zoid ANY_OF(:oids)",

@@ -28,6 +28,7 @@ from relstorage.errors import (
     RemovedReferenceError,
     UnableToAcquirePackUndoLockError,
 )
+from relstorage.sql.contract import FEW_CHANGES
 from relstorage.testing.observed import observe
 from relstorage.testing.raw_records import Records, assert_nothing_dangles
 from relstorage.testing.target import DatabaseUnderTest
@@ -133,7 +134,7 @@ def _after_batch(site: Site, act: Callable[[], Any], number: int = 1) -> None:
     def watch(role: str, method: str, statement: str, done: bool) -> None:
         if role != "pack" or not done:
             return
-        if statement in ("pack_done", "pack_remove_next.0"):
+        if statement in ("pack_done.0", "pack_remove_next.0"):
             seen["removing"] = True
         elif method == "commit" and seen["removing"]:
             seen["removing"] = False
@@ -143,6 +144,9 @@ def _after_batch(site: Site, act: Callable[[], Any], number: int = 1) -> None:
 
     observe(site.storage, watch)
 
+
+#: More than the first batch of a sweep removes.
+BATCH = 600
 
 PHASES = ("read", "mark", "list", "check", "sweep")
 
@@ -493,6 +497,33 @@ def test_what_is_linked_just_before_the_list_is_final_stays(site: Site) -> None:
     site.verify()
 
 
+def test_of_a_long_list_only_what_is_linked_again_stays(site: Site) -> None:
+    box = PersistentMapping({number: PersistentMapping() for number in range(BATCH)})
+    site.add("box", box)
+    site.remove("box")
+    site.mark()
+    again = {box[number]._p_oid for number in (0, BATCH // 2, BATCH - 1)}
+    site.root["again"] = [box[number] for number in (0, BATCH // 2, BATCH - 1)]
+    site.commit()
+    report = site.sweep()
+    assert (report.rescued_objects, report.removed_objects) == (3, BATCH - 2)
+    assert site.oids() == {0, *map(u64, again)}
+    site.verify()
+
+
+def test_a_list_of_which_nothing_is_left_is_followed_by_the_rest(site: Site) -> None:
+    boxes = [PersistentMapping({number: PersistentMapping() for number in range(BATCH)}) for _ in range(2)]
+    for name, box in zip("ab", boxes, strict=True):
+        site.add(name, box)
+    site.remove("a", "b")
+    site.mark()
+    site.root["again"] = boxes[0]
+    site.commit()
+    report = site.sweep()
+    assert (report.rescued_objects, report.removed_objects) == (BATCH + 1, BATCH + 1)
+    site.verify()
+
+
 def test_removals_after_the_mark_do_not_confuse_the_sweep(site: Site) -> None:
     site.add("box", PersistentMapping(child=PersistentMapping()))
     site.garbage()
@@ -634,13 +665,13 @@ def _island(site: Site) -> tuple[Any, Any, Any]:
     site.add("place", PersistentMapping())
     first = PersistentMapping()
     site.add("island", first)
-    for number in range(150):
+    for number in range(BATCH):
         first[f"{number:03}"] = PersistentMapping()
     site.commit()
     last = PersistentMapping(first=first)
     site.root["island"] = last
     site.commit()
-    assert u64(last._p_oid) > u64(first["149"]._p_oid) > u64(first._p_oid)
+    assert u64(last._p_oid) > u64(first[f"{BATCH - 1:03}"]._p_oid) > u64(first._p_oid)
     other, manager = site.reader()
     read = other.root()["island"]
     dict(read)
@@ -729,16 +760,17 @@ def test_a_reader_keeps_reading_what_was_removed_until_its_transaction_ends(site
         dict(box)
 
 
-def test_other_processes_are_told_what_was_removed(site: Site) -> None:
-    site.add("box", PersistentMapping())
-    site.root["box"]["child"] = PersistentMapping()
+@pytest.mark.parametrize("count", (1, 2, FEW_CHANGES - 1, FEW_CHANGES, FEW_CHANGES + 1, BATCH))
+def test_other_processes_are_told_what_was_removed(site: Site, count: int) -> None:
+    site.root["box"] = PersistentMapping({number: PersistentMapping() for number in range(count - 1)})
     site.commit()
-    oids = {site.root["box"]._p_oid, site.root["box"]["child"]._p_oid}
+    oids = {each._p_oid for each in (site.root["box"], *site.root["box"].values())}
     site.remove("box")
     other = site.database.open()
     other.poll_invalidations()
     site.pack()
-    assert set(other.poll_invalidations()) == oids
+    told = other.poll_invalidations()
+    assert (len(told), set(told)) == (count, oids)
 
 
 # --- runs
@@ -812,7 +844,13 @@ def test_an_object_that_is_not_as_the_mark_saw_it_stays(site: Site) -> None:
     oid = site.add("box", PersistentMapping())
     site.remove("box")
     site.mark()
-    site.database.execute(f"UPDATE rs_pack_garbage SET tid = tid - 1 WHERE zoid = {oid}")
+    shared = site.storage.database
+    with shared.store_sessions.session() as session:
+        session.begin_write()
+        (tid,) = [tid for listed, tid, whole in session.rows(shared.statements.pack_garbage, (1, 10)) if listed == oid]
+        session.run(shared.statements.pack_rescue, (1, [oid]))
+        session.run(shared.statements.pack_add_garbage, (1, oid, tid - 1, 1))
+        session.commit()
     report = site.sweep()
     assert report.removed_objects == 0
     assert oid in site.oids()
@@ -1125,7 +1163,7 @@ def test_the_graph_takes_few_bytes_for_each_object() -> None:
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     print(f"graph: {size / count:.0f} bytes an object with three references, {peak / count:.0f} at the peak")
-    assert not list(graph.unreached())
+    assert not any(graph.unreached())
     assert size / count < 80
 
 

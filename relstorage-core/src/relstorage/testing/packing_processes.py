@@ -85,7 +85,7 @@ def _litter(db: ZODB.DB) -> None:
     with db.transaction() as connection:
         root = connection.root()
         root["blob"] = Blob(b"blob")
-        root["old"] = PersistentMapping({number: PersistentMapping() for number in range(130)})
+        root["old"] = PersistentMapping({number: PersistentMapping() for number in range(600)})
         root["kept"] = PersistentMapping(leaf=PersistentMapping())
         connection.transaction_manager.commit()
         root["kept"]["version"] = len(root["old"])
