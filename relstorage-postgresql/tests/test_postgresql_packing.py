@@ -88,17 +88,26 @@ def _utf8(oid):
     return oid.decode("latin-1").encode()
 
 
-SPELLINGS = (
+#: How the protocols of pickles write a reference: those that say which they are, and the older ones.
+NEWER = (
     lambda oid: b"C\x08" + oid + b"Q",
     lambda oid: b"U\x08" + oid + b"q\x01Q",
     lambda oid: b"(C\x08" + oid + b"q\x01cbuiltins\ndict\nq\x02tq\x03Q",
     lambda oid: b"B\x08\0\0\0" + oid + b"Q",
     lambda oid: b"T\x08\0\0\0" + oid + b"Q",
     lambda oid: b"X" + len(_utf8(oid)).to_bytes(4, "little") + _utf8(oid) + b"Q",
+)
+OLDER = (
+    lambda oid: b"U\x08" + oid + b"Q",
     lambda oid: b"S" + repr(oid)[1:].encode() + b"\nQ",
     lambda oid: b"V" + b"".join(b"\\u%04x" % byte for byte in oid) + b"\nQ",
     lambda oid: b"P" + oid + b"\n",
 )
+SPELLINGS = [
+    lambda oid, spell=spell, start=start: b"%b}.%b](%be." % (start, start, spell(oid))
+    for start, spells in ((b"\x80\x03", NEWER), (b"", OLDER))
+    for spell in spells
+]
 
 
 def test_no_reference_is_missed_for_how_it_is_written_or_damaged(database):
@@ -108,14 +117,12 @@ def test_no_reference_is_missed_for_how_it_is_written_or_damaged(database):
     oid = 1 << 20
     records, children = [], []
     for spelling in SPELLINGS:
-        child = oid + 0x10000
-        whole = b"\x80\x03}." + b"\x80\x03](" + spelling(p64(child)) + b"e."
-        for place in range(len(whole) + 1):
+        for place in range(len(spelling(p64(oid))) + 1):
             # What begins with the last is none of ZODB's, and stops a pack.
             for damage in (b"", b"\xff", b"\x08", b"Q", b".")[: 5 if place else 4]:
                 oid += 1
                 child = oid + 0x10000
-                whole = b"\x80\x03}." + b"\x80\x03](" + spelling(p64(child)) + b"e."
+                whole = spelling(p64(child))
                 records.append((p64(oid), whole[:place] + damage + whole[place + bool(damage) :]))
                 children.append(p64(child))
     root = b"\x80\x03}." + _state_with([u64(each) for each, _ in records])

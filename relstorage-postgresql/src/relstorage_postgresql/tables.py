@@ -100,6 +100,8 @@ CREATE TABLE IF NOT EXISTS rs_pack_list (
     run bigint NOT NULL, whole smallint NOT NULL, first_oid bigint NOT NULL, last_oid bigint NOT NULL,
     last_tid bigint NOT NULL, oids bigint[] NOT NULL, tids bigint[] NOT NULL,
     PRIMARY KEY (run, whole, last_oid, last_tid));
+ALTER TABLE rs_removed ALTER COLUMN others SET STORAGE EXTERNAL;
+ALTER TABLE rs_pack_list ALTER COLUMN oids SET STORAGE EXTERNAL, ALTER COLUMN tids SET STORAGE EXTERNAL;
 CREATE TABLE IF NOT EXISTS rs_commit (session bigint NOT NULL PRIMARY KEY, serial bigint NOT NULL, tid bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS commit_row_lock (tid bigint NOT NULL PRIMARY KEY);
 INSERT INTO commit_row_lock (tid) VALUES (0) ON CONFLICT DO NOTHING;
