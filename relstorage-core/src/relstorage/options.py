@@ -484,7 +484,7 @@ class Options(DeclaredOptions):
     pack_batch_timeout: float = option(
         SECONDS,
         15.0,
-        "How long a pack may hold the commit lock at once; 0.05 is the most that it takes.",
+        "How long a transaction of a pack may take that removes something; 0.05 is the most that it takes.",
         unit="seconds",
     )
 

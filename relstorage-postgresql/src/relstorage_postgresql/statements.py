@@ -142,15 +142,13 @@ _MAY_REFER = r"""
 
 def _packed(source: str) -> tuple[str]:
     """Return the statement that makes one value of zoid, tid and size of the rows of a query."""
-    return (
-        f"""SELECT string_agg(int8send(zoid) || int8send(tid) || int8send(size), '') FROM (
-            {source} ORDER BY zoid LIMIT :limit) AS part""",
-    )
+    return (f"SELECT string_agg(int8send(zoid) || int8send(tid) || int8send(size), '') FROM ({source}) AS part",)
 
 
 _FREE: Texts = {
     "pack_objects": _packed(
-        "SELECT zoid, tid, coalesce(octet_length(state), 0)::bigint AS size FROM object_state WHERE zoid > :oid"
+        """SELECT zoid, tid, coalesce(octet_length(state), 0)::bigint AS size FROM object_state
+        WHERE zoid > :oid ORDER BY zoid LIMIT :limit"""
     ),
     "pack_states": (
         f"""SELECT zoid, tid, state FROM object_state
@@ -218,9 +216,13 @@ _raise_current = """
 _is_current = "EXISTS (SELECT 1 FROM current_object c WHERE c.zoid = each.oid AND c.tid = each.tid)"
 
 _PRESERVING: Texts = {
+    # The limit is one of revisions, so that no more than these must be looked at to find the last object.
     "pack_objects": _packed(
         """SELECT zoid, max(tid) AS tid, sum(coalesce(octet_length(state), 0)) AS size FROM object_state
-        WHERE zoid > :oid GROUP BY zoid"""
+        WHERE zoid > :oid AND zoid <= (
+            SELECT max(zoid) FROM (
+                SELECT zoid FROM object_state WHERE zoid > :oid ORDER BY zoid LIMIT :limit) AS next)
+        GROUP BY zoid ORDER BY zoid"""
     ),
     "pack_states": (
         f"""SELECT zoid, tid, state FROM (

@@ -1,9 +1,10 @@
-"""Sweep: remove what a complete mark lists, a batch at a time, under the commit lock.
+"""Sweep: remove what a complete mark lists, a batch at a time.
 
 First, what became reachable since the mark is taken off the list. With the last of that, in one transaction, the list
 becomes final: votes refuse references to what is on it from then on, so that it does not matter in which order it is
 removed. Each batch is one transaction with a tid of its own, so that every other process sees in its next poll what is
-gone. An interrupted sweep goes on with what is still listed.
+gone. It has the commit lock from its beginning, or only at its end, where ``pack_remove_next`` does all the work. An
+interrupted sweep goes on with what is still listed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 MARKING, MARKED, SWEEPING, DONE = "marking", "marked", "sweeping", "done"
 
-#: How long a batch should hold the commit lock, in seconds, and how long others get it between two batches. Whoever
+#: How long a batch should take, in seconds, and how long others get it between two batches. Whoever
 #: waits on SQLite looks every few milliseconds, and who misses a pause waits for one more batch.
 BATCH_SECONDS = 0.05
 PAUSE_SECONDS = 0.01
@@ -95,7 +96,7 @@ class Sweep:
         self._find = find
         self._reporter = reporter
         self._batch_seconds = min(BATCH_SECONDS, batch_seconds)
-        #: How long the last transaction held the lock.
+        #: How long the last transaction took, without waiting for the lock at its beginning.
         self._held = 0.0
         self._courtesy = Courtesy(adapter.commit_steps)
         self.objects = 0

@@ -123,9 +123,9 @@ class Statements:
         "Every revision, by oid and tid, with its state.", "", "zoid tid state"
     )
     pack_objects: tuple[Statement, ...] = _steps(
-        """The next objects behind an oid, as one value: of each its oid, its newest tid and how many bytes its states
-        have, 8 bytes each with the highest first, in oid order; NULL or nothing when there are no more. For a database
-        that can tell the states apart which refer to nothing. None or one step.""",
+        """About so many of the next objects behind an oid, as one value: of each its oid, its newest tid and how many
+        bytes its states have, 8 bytes each with the highest first, in oid order; NULL or nothing when there are no
+        more. For a database that can tell the states apart which refer to nothing. None or one step.""",
         "oid limit",
     )
     pack_states: tuple[Statement, ...] = _steps(

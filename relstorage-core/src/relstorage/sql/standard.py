@@ -4,7 +4,7 @@ The two modes store current objects in different tables. ``_shared`` holds what 
 ``$current`` is the relation of current oid and tid, ``$current_state`` the one that also has the state.
 
 A dialect must offer ``md5_hex(state)``, NULL for NULL, and the tables of this project: ``rs_meta``, ``rs_removed``,
-``rs_pack_run``, ``rs_pack_garbage``.
+``rs_pack_run``, ``rs_pack_garbage``, as far as it does not override what uses them.
 """
 
 from __future__ import annotations
