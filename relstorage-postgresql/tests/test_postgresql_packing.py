@@ -104,8 +104,8 @@ OLDER = (
     lambda oid: b"P" + oid + b"\n",
 )
 SPELLINGS = [
-    lambda oid, spell=spell, start=start: b"%b}.%b](%be." % (start, start, spell(oid))
-    for start, spells in ((b"\x80\x03", NEWER), (b"", OLDER))
+    lambda oid, spell=spell, kind=kind, own=own: b"%b}.%b](%be." % (kind, own, spell(oid))
+    for kind, own, spells in ((b"\x80\x03", b"\x80\x03", NEWER), (b"\x80\x02", b"", OLDER), (b"", b"", OLDER))
     for spell in spells
 ]
 
