@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from ZODB.config import BaseConfig
 
@@ -79,7 +79,8 @@ class OptionSection:
         for each in declared(self._options_class):
             yield from self._option(each, path)
         for removed in self._options_class.removed:
-            yield f"<key name={quoteattr(removed.key)} attribute={quoteattr(removed.name)} required='no'/>"
+            yield f"<key name={quoteattr(removed.key)} attribute={quoteattr(removed.name)} required='no'>"
+            yield f"<description>No longer has an effect. {escape(removed.instead)}</description></key>"
 
     def _option(self, each: OptionDeclaration, path: str) -> Iterator[str]:
         required = "yes" if each.required else "no"
@@ -87,8 +88,8 @@ class OptionSection:
         if each.type.nested:
             yield f'<section name="*" type={quoteattr(each.name)} {facts}/>'
             return
-        # Without descriptions: ZConfig reads the component whenever a database is opened, and nobody sees them.
-        yield f"<key name={quoteattr(each.key)} datatype={quoteattr(f'{path}.value_{each.name}')} {facts}/>"
+        yield f"<key name={quoteattr(each.key)} datatype={quoteattr(f'{path}.value_{each.name}')} {facts}>"
+        yield f"<description>{escape(each.doc)}</description></key>"
 
 
 class UnusableSection:
