@@ -409,6 +409,18 @@ def test_a_client_with_a_wrong_clock_changes_nothing(free, tmp_path, hours):
     assert abs(now - time.time()) < 600
 
 
+def test_a_pack_forgets_by_the_clock_of_the_server(free, monkeypatch):
+    storage = free.open()
+    root, gone = storage.new_oid(), storage.new_oid()
+    commit(storage, (z64, z64, state("root")), (root, z64, state(1)), (gone, z64, state(2)))
+    storage.pack(None, lambda data: [root])
+    early = relstorage.packing.sweep.time.time
+    monkeypatch.setattr(relstorage.packing.sweep.time, "time", lambda: early() + 30 * 24 * 3600)
+    storage.pack(None, lambda data: [root])
+    assert len(free.execute("SELECT 1 FROM rs_removed")) == 1
+    assert len(free.execute("SELECT 1 FROM rs_commit")) == 1
+
+
 # --- rights
 
 

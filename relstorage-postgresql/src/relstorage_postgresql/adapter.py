@@ -11,7 +11,7 @@ from typing import Any
 from zope.interface import implementer
 
 from relstorage.errors import UnableToAcquirePackUndoLockError
-from relstorage.ids import tid_at
+from relstorage.ids import seconds_at, tid_at
 from relstorage.interfaces import IAdapter
 from relstorage_postgresql.commits import PostgresCommit
 from relstorage_postgresql.drivers.settings import SessionSettings, milliseconds
@@ -99,7 +99,9 @@ class PostgresAdapter:
         session = self._servers.open_session("pack")
         try:
             # Nobody will ask any more how the last commits of ended sessions went.
-            session.script(f"DELETE FROM rs_commit WHERE tid < {tid_at(time.time() - _ASK_WITHIN)}")
+            newest = session.row(self.statements.newest_tid)[0]
+            if newest:
+                session.script(f"DELETE FROM rs_commit WHERE tid < {tid_at(seconds_at(newest) - _ASK_WITHIN)}")
             self._take_pack_lock(session, timeout)
             yield
         finally:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from relstorage.errors import MarkIncomplete
-from relstorage.ids import EVERYTHING, tid_at
+from relstorage.errors import MarkIncomplete, PackError
+from relstorage.ids import EVERYTHING, seconds_at, tid_at
 from relstorage.packing.progress import Reporter
 from relstorage.packing.rescue import OIDS, Rescue, chunks, find_rescue
 
@@ -183,6 +183,13 @@ class Sweep:
         Every other transaction either has ended, so that its records are looked at here, or finds the list when it
         votes.
         """
+        now = newest_run(self._session, self._sql)
+        if now is None or (now.run, now.phase) != (run.run, run.phase):
+            # The connection that had the pack lock must have been lost: another pack may be removing the list.
+            raise PackError(
+                f"Packing: another pack has begun since run {run.run} was marked, and may have taken its list apart. "
+                "Nothing was removed. Pack again."
+            )
         self._take_off(run, find_rescue(self._session, self._sql, run.run, checked, self._find))
         self._session.run(self._sql.pack_progress, (run.run, run.removed, tid))
         self._session.run(self._sql.pack_phase, (run.run, SWEEPING))
@@ -255,8 +262,9 @@ def finish(session: Any, adapter: Any, run: Run) -> None:
     commit.
     """
     sql = adapter.statements
-    adapter.commit_steps.lock_and_choose_tid(session)
-    horizon = tid_at(time.time() - REMEMBER_SECONDS)
+    tid = adapter.commit_steps.lock_and_choose_tid(session)
+    # By the clock of the database: this process's may be wrong.
+    horizon = tid_at(seconds_at(tid) - REMEMBER_SECONDS)
     if session.run(sql.prune_removed, (horizon,)):
         # Whoever has not polled since then must take everything for changed.
         session.run(sql.note_removed, (EVERYTHING, horizon))

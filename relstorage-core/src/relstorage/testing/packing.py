@@ -797,6 +797,24 @@ def test_a_sweep_without_a_mark_is_refused(site: Site) -> None:
     assert site.oids() == before
 
 
+def test_a_list_that_another_pack_begins_to_forget_is_not_swept(site: Site) -> None:
+    # The connection that has the pack lock may be lost, and the lock with it.
+    site.garbage()
+    site.mark()
+    before = site.oids()
+
+    def forget() -> None:
+        database = site.database.open().database
+        with database.store_sessions.session() as session:
+            session.begin_write()
+            session.run(database.statements.pack_phase, (1, "marking"))
+            session.commit()
+
+    with pytest.raises(PackError, match="another pack"):
+        site.sweep(progress=_at("check", forget))
+    assert site.oids() == before
+
+
 def test_a_mark_is_used_once(site: Site) -> None:
     site.garbage()
     site.mark()
