@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 #: A session is opened ahead after so many seconds: whoever opens a database wants to read first.
 AHEAD_AFTER = 0.005
-#: How long closing waits for the one that is just being opened.
-CLOSE_WITHIN = 1.0
+#: How long who takes a session, and who closes the pool, waits for the one that is just being opened.
+TAKE_WITHIN, CLOSE_WITHIN = 10.0, 1.0
 
 
 class SessionPool:
@@ -31,9 +31,11 @@ class SessionPool:
         weakref.finalize(self, _close_all, self._idle)
         self._lock = threading.Lock()
         self._closed = False
-        #: Set when the session that was opened ahead is here, or could not be had.
+        #: Set when the session that is opened ahead is here, is not wanted any more, or could not be had.
         self._ahead: threading.Event | None = None
-        self._close_begun = threading.Event()
+        #: Whether that is being opened now, and whether it is not wanted.
+        self._opening = False
+        self._unwanted = threading.Event()
 
     def open_ahead(self, rehearse: Callable[[Any], None]) -> None:
         """Open a session in the background and rehearse with it, once in the pool's life and unless there is one."""
@@ -46,9 +48,13 @@ class SessionPool:
 
     def _open_one(self, rehearse: Callable[[Any], None], done: threading.Event) -> None:
         try:
-            if not self._close_begun.wait(AHEAD_AFTER):
+            self._unwanted.wait(AHEAD_AFTER)
+            with self._lock:
+                self._opening = not self._unwanted.is_set()
+            if self._opening:
                 self._open_and_rehearse(rehearse)
         finally:
+            self._opening = False
             done.set()
 
     def _open_and_rehearse(self, rehearse: Callable[[Any], None]) -> None:
@@ -72,7 +78,12 @@ class SessionPool:
                 if self._closed:
                     raise DriverError("The database was closed in this process; open it again.")
                 session = self._idle.pop() if self._idle else None
+                ahead = self._ahead if self._opening else None
+                if session is None and ahead is None:
+                    self._unwanted.set()
             if session is None:
+                if ahead is not None and ahead.wait(TAKE_WITHIN):
+                    continue
                 return self._open()
             # The server may have ended it while it was idle.
             if not session.lost:
@@ -108,9 +119,9 @@ class SessionPool:
 
     def close(self) -> None:
         """Close what is idle, and what is given back later."""
-        self._close_begun.set()
         with self._lock:
             self._closed = True
+            self._unwanted.set()
             idle = self._idle[:]
             self._idle.clear()
             ahead = self._ahead
