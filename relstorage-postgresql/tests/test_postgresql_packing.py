@@ -17,7 +17,6 @@ from relstorage import packing
 from relstorage.packing.mark import mark
 from relstorage.packing.progress import Reporter
 from relstorage.references import references
-from relstorage.testing.observed import observe
 from relstorage.testing.records import add, change, commit, state
 from relstorage.testing.target import (  # noqa: F401  fixtures are found by their names
     DatabaseUnderTest,
@@ -165,40 +164,3 @@ def _there(storage, oid):
     except KeyError:
         return False
 
-
-def test_a_list_with_a_row_for_each_entry_is_taken_over(database):
-    storage = database.open()
-    gone = _garbage(storage, 1200)
-    before = database.open()
-    before.poll_invalidations()
-    before.afterCompletion()
-
-    def stop(role, method, statement, done):
-        removed.append(statement == "pack_remove_next.0")
-        if removed.count(True) == 2 * 2:
-            raise _Stop
-
-    removed = []
-    observe(storage, stop)
-    with pytest.raises(_Stop):
-        _pack(storage)
-    left = database.execute("SELECT sum(cardinality(oids)) FROM rs_pack_list")[0][0]
-    assert 0 < left < 1200
-    storage.close()
-    database.execute(
-        """CREATE TABLE rs_pack_garbage (
-            run bigint, zoid bigint, tid bigint, whole smallint, PRIMARY KEY (run, zoid, tid))""",
-        """INSERT INTO rs_pack_garbage SELECT run, each.zoid, each.tid, whole
-        FROM rs_pack_list, unnest(oids, tids) AS each (zoid, tid)""",
-        "DROP TABLE rs_pack_list",
-        "INSERT INTO rs_removed SELECT tid, unnest(others) FROM rs_removed",
-        "ALTER TABLE rs_removed DROP COLUMN others",
-        "UPDATE rs_meta SET value = 'former' WHERE name = 'functions'",
-    )
-    again = database.open()
-    assert database.execute("SELECT sum(cardinality(oids)) FROM rs_pack_list")[0][0] == left
-    assert len(again) == left + 1
-    assert _pack(again, skip_prepack=True).removed_objects == left
-    assert len(again) == 1
-    assert set(before.poll_invalidations()) == set(gone)
-    assert database.execute("SELECT to_regclass('rs_pack_garbage')")[0][0] is None

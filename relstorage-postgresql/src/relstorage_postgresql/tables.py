@@ -5,7 +5,7 @@ What RelStorage 2.1 to 4.3 made is brought to the same state by statements that 
 
 from __future__ import annotations
 
-from relstorage_postgresql.functions import ENTRIES, Function
+from relstorage_postgresql.functions import Function
 
 _COMMON = """
 CREATE TABLE commit_row_lock (tid bigint NOT NULL PRIMARY KEY);
@@ -64,7 +64,7 @@ NAMES = frozenset(
     {
         "blob_chunk", "commit_lock", "commit_row_lock", "current_object", "current_object_state", "object_ref",
         "object_refs_added", "object_state", "pack_object", "pack_state", "pack_state_tid", "rs_commit", "rs_meta",
-        "rs_pack_garbage", "rs_pack_list", "rs_pack_run", "rs_removed", "transaction", "zoid_seq",
+        "rs_pack_list", "rs_pack_run", "rs_removed", "transaction", "zoid_seq",
     }
 )  # fmt: skip
 
@@ -91,8 +91,8 @@ END""",
 #: Ours, and what older versions of RelStorage lack.
 _ADDED = """
 CREATE TABLE IF NOT EXISTS rs_meta (name text NOT NULL PRIMARY KEY, value text);
-CREATE TABLE IF NOT EXISTS rs_removed (tid bigint NOT NULL, zoid bigint NOT NULL, PRIMARY KEY (tid, zoid));
-ALTER TABLE rs_removed ADD COLUMN IF NOT EXISTS others bigint[];
+CREATE TABLE IF NOT EXISTS rs_removed (
+    tid bigint NOT NULL, zoid bigint NOT NULL, others bigint[], PRIMARY KEY (tid, zoid));
 CREATE TABLE IF NOT EXISTS rs_pack_run (
     run bigint NOT NULL PRIMARY KEY, pack_tid bigint NOT NULL, view_tid bigint NOT NULL, phase text NOT NULL,
     collect smallint NOT NULL, started bigint NOT NULL, removed bigint NOT NULL, checked_tid bigint NOT NULL);
@@ -122,25 +122,6 @@ INSERT INTO "transaction" (tid, username, description)
     VALUES (0, 'system', 'special transaction for object creation') ON CONFLICT DO NOTHING;
 CREATE OR REPLACE VIEW current_object_state AS
     SELECT zoid, tid, state FROM object_state JOIN current_object USING (zoid, tid);
-"""
-
-# The list of garbage was a table with one row for each entry. A sweep may have been interrupted.
-_LIST_OF_ROWS = f"""
-DO $$ BEGIN
-    IF EXISTS (
-        SELECT 1 FROM pg_class WHERE relname = 'rs_pack_garbage'
-        AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema()))
-    THEN
-        INSERT INTO rs_pack_list (run, whole, first_oid, last_oid, last_tid, oids, tids)
-        SELECT run, whole, min(zoid), max(zoid), (array_agg(tid ORDER BY zoid DESC, tid DESC))[1],
-            array_agg(zoid ORDER BY zoid, tid), array_agg(tid ORDER BY zoid, tid)
-        FROM (
-            SELECT *, (row_number() OVER (PARTITION BY run, whole ORDER BY zoid, tid) - 1) / {ENTRIES} AS part
-            FROM rs_pack_garbage) AS cut
-        GROUP BY run, whole, part;
-        DROP TABLE rs_pack_garbage;
-    END IF;
-END $$;
 """
 
 # RelStorage 2 named its primary keys otherwise.
@@ -209,5 +190,5 @@ def creation(keep_history: bool) -> str:
 
 def migration(keep_history: bool) -> str:
     """Return the statements that bring a database of RelStorage 2.1 to 4.3, or a new one, to our schema."""
-    added = _ADDED + _LIST_OF_ROWS + (_ADDED_PRESERVING + _RENAMED_KEYS if keep_history else _RENAMED_KEYS)
+    added = _ADDED + (_ADDED_PRESERVING + _RENAMED_KEYS if keep_history else _RENAMED_KEYS)
     return "\n".join((added, BLOB_TRIGGER.create() + ";", _TRIGGER, _JOINED_BLOBS))
