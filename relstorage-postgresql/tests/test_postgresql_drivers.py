@@ -13,7 +13,15 @@ import pytest
 from postgresql_drivers import DRIVERS, TEXT_DRIVERS, usable_driver
 from postgresql_target import Postgres
 
-from relstorage.errors import Disconnected, DriverError, Failure, RelStorageError, UnableToAcquireCommitLockError
+from relstorage.errors import (
+    Disconnected,
+    DriverError,
+    Failure,
+    PluginUnavailable,
+    RelStorageError,
+    UnableToAcquireCommitLockError,
+)
+from relstorage.plugins import BACKENDS, installed
 from relstorage_postgresql import dsn
 from relstorage_postgresql.drivers.failures import AlreadyThere
 from relstorage_postgresql.drivers.settings import SessionSettings
@@ -349,6 +357,22 @@ def test_an_interruption_in_the_middle_closes_the_session(session):
     assert not session.in_transaction
     with pytest.raises(Disconnected):
         session.row(SUM, (1, 2))
+
+
+def test_the_fastest_driver_that_works_is_chosen(monkeypatch, missing):
+    plugins = installed()
+    backend = plugins.load(BACKENDS, "postgresql")
+    for name in DRIVERS:
+        driver = usable_driver(name, missing)
+        assert plugins.driver_for(backend, "auto") is driver
+        monkeypatch.setattr(driver, "check", _not_installed)
+    with pytest.raises(PluginUnavailable) as caught:
+        plugins.driver_for(backend, "auto")
+    assert tuple(caught.value.attempts) == backend.drivers
+
+
+def _not_installed():
+    raise ImportError("not here")
 
 
 @pytest.mark.parametrize(

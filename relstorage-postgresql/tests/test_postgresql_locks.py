@@ -5,6 +5,7 @@ from __future__ import annotations
 # ruff: noqa: F811 (a fixture and the parameter that asks for it have one name)
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -18,7 +19,7 @@ from ZODB.utils import p64, u64, z64
 
 import relstorage
 from relstorage.errors import LockError, UnableToLockRowsToModifyError
-from relstorage.testing.records import Counter, add, change, commit, meta, state
+from relstorage.testing.records import Counter, add, change, commit, grow, meta, state
 from relstorage.testing.target import (  # noqa: F401  fixtures are found by their names
     DatabaseUnderTest,
     database,
@@ -260,3 +261,69 @@ def test_a_transaction_in_many_pieces_merges_removes_and_adds_in_the_middle(data
     with pytest.raises(KeyError):
         storage.load(gone)
     assert database.execute("SELECT count(*) FROM pg_class WHERE relname = 'rs_staged'")[0][0] == 0
+
+
+# --- others
+
+
+def test_two_storages_in_two_schemas_of_one_database_do_not_meet(database):
+    storage, other = database.open(commit_lock_timeout=1), database.another().open(commit_lock_timeout=1)
+    oid, tid = add(storage, 1)
+    assert add(other, 2)[0] == oid
+    held = begun(storage, (oid, tid, state(3)))
+    storage.tpc_vote(held)
+    with (
+        storage.database.store_sessions.session() as session,
+        storage.database.adapter.pack_lock(),
+    ):
+        storage.database.adapter.commit_steps.lock_and_choose_tid(session)
+        # All locks of the one are held: its rows, that of commits, that of packs.
+        tid = commit(other, (oid, other.getTid(oid), state(4)), (z64, z64, state("root")))
+        other.pack(None, lambda data: [oid])
+        other.poll_invalidations()
+        assert other.load(oid) == (state(4), tid)
+        session.rollback()
+    storage.tpc_finish(held)
+    assert other.poll_invalidations() == []
+    storage.poll_invalidations()
+    assert storage.load(oid)[0] == state(3)
+
+
+class Sleeper:
+    """A resource of somebody else's that takes its time to vote."""
+
+    transaction_manager = None
+
+    def __init__(self):
+        self.votes, self.may_end = threading.Event(), threading.Event()
+
+    def sortKey(self):
+        return "~ after every storage"
+
+    def tpc_vote(self, _):
+        self.votes.set()
+        assert self.may_end.wait(60)
+
+    def _nothing(self, _):
+        pass
+
+    tpc_begin = commit = tpc_finish = tpc_abort = abort = _nothing
+
+
+def test_a_resource_that_sleeps_in_its_vote_stops_nobody_else(database):
+    db = database.zodb(commit_lock_timeout=2)
+    sleepy, other = database.connection(db), database.connection(db)
+    grow(sleepy, one=Counter(), two=Counter())
+    other.sync()
+    sleeper = Sleeper()
+    sleepy.root()["one"].value += 1
+    sleepy.transaction_manager.get().join(sleeper)
+    ending = in_thread(sleepy.transaction_manager.commit)
+    assert sleeper.votes.wait(20)
+    for number in range(5):
+        other.root()["two"].value = number
+        other.transaction_manager.commit()
+    sleeper.may_end.set()
+    ending.result(60)
+    other.sync()
+    assert (other.root()["one"].value, other.root()["two"].value) == (1, 4)

@@ -12,6 +12,7 @@ import os
 
 import psycopg
 import pytest
+from postgresql_drivers import DRIVERS, usable_driver
 from postgresql_target import Postgres
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -109,9 +110,15 @@ def test_processes_behind_it_lose_no_update(database, workers, job, name):
     assert (found.value if name == "counter" else found) == 30
 
 
-def test_sessions_of_their_own_do_everything_too(postgres_address, new_pgbouncer, tmp_path, keep_history):
-    with new_pgbouncer(postgres_address, "session", {"default_pool_size": 40, "max_client_conn": 100}) as bouncer:
-        made = DatabaseUnderTest(InTurnsOfASession(bouncer, postgres_address), "psycopg", keep_history, tmp_path)
+@pytest.mark.parametrize("each_driver", DRIVERS)
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_every_driver_does_everything_in_both_modes(
+    postgres_address, new_pgbouncer, tmp_path, keep_history, mode, each_driver, missing
+):
+    usable_driver(each_driver, missing)
+    target_of = {"session": InTurnsOfASession, "transaction": InTurnsOfATransaction}[mode]
+    with new_pgbouncer(postgres_address, mode, {"default_pool_size": 40, "max_client_conn": 100}) as bouncer:
+        made = DatabaseUnderTest(target_of(bouncer, postgres_address), each_driver, keep_history, tmp_path)
         try:
             storage, other = made.open(), made.open()
             oid, tid = add(storage, 1)
