@@ -279,7 +279,8 @@ def test_between_transactions_no_session_is_in_one(database, ending):
         assert states({"idle"}) == {"idle"}
 
 
-def test_a_session_to_commit_with_is_opened_ahead(database):
+def test_a_session_to_commit_with_is_opened_ahead(database, caplog):
+    caplog.set_level("DEBUG", "relstorage.database.sessions")
     ZODB.DB(database.open()).close()
     for read_only, expected, patience in ((False, 2, 20), (True, 1, 1)):
         db = ZODB.DB(database.open(dsn=_named(database), read_only=read_only))
@@ -294,6 +295,8 @@ def test_a_session_to_commit_with_is_opened_ahead(database):
         while time.monotonic() < deadline and _sessions(database):
             time.sleep(0.02)
         assert _sessions(database) == []
+    # It would say that something went wrong.
+    assert "ahead" not in caplog.text
 
 
 def test_a_read_on_a_session_that_was_ended_is_transient_and_the_next_transaction_reads(database):

@@ -162,8 +162,8 @@ class PostgresCommit:
         self._vote = call(
             "vote",
             f"""SELECT kind, zoid, tid, state FROM {functions.vote.name}(:changed, :bases, :stored, :states, :new,
-            :new_states, :read, :read_tids, :view, :in_table)""",
-            f"{vote_lists} view in_table",
+            :new_states, :read, :read_tids, :view, :in_table, :timeout::int)""",
+            f"{vote_lists} view in_table timeout",
             "kind zoid tid state",
             vote_lists,
         )
@@ -195,12 +195,13 @@ class PostgresCommit:
         )
 
     def rehearse(self, session: Any) -> None:
-        # The server's process of a new session compiles and plans the function first. After the second time, the
+        # The server's process of a new session compiles and plans the functions first. After the second time, the
         # driver has prepared the statement.
-        nothing: tuple[Any, ...] = ([],) * 8
-        session.begin_write(REHEARSAL)
-        session.batch((self._vote, (*nothing, 0, False)))
-        session.batch((_FORGET, ()), (self._vote, (*nothing, 0, False)))
+        nothing: tuple[Any, ...] = (*([],) * 8, 0, False, milliseconds(REHEARSAL))
+        session.begin_commit()
+        session.batch((self._vote, nothing))
+        session.batch((_FORGET, ()), (self._vote, nothing))
+        session.batch((self._finish, (session.identity, 0, self._early, b"", b"", b"", [], [], [], [], [])))
         session.rollback()
 
     # --- vote
@@ -215,7 +216,7 @@ class PostgresCommit:
         read = self._to_stay(commit, dict(locked))
         pieces = _pieces(commit.records)
         first = next(pieces)
-        session.begin_write()
+        session.begin_commit()
         second = next(pieces, None)
         borders = []
         if second is not None:
@@ -229,7 +230,7 @@ class PostgresCommit:
         view = commit.knows_removals_to
         parameters = (
             [oid for oid, _ in locked], [base for _, base in locked], stored, states, new, new_states,
-            [oid for oid, _ in read], [tid for _, tid in read], view, second is not None,
+            [oid for oid, _ in read], [tid for _, tid in read], view, second is not None, self._timeout,
         )  # fmt: skip
         try:
             rows = session.batch((self._vote, parameters))

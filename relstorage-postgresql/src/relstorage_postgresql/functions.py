@@ -108,6 +108,8 @@ DECLARE
     v_found record;
     v_removals boolean;
 BEGIN
+    -- Here, because a statement of its own takes longer.
+    PERFORM set_config('lock_timeout', p_timeout::text, true);
     PERFORM pg_advisory_xact_lock_shared({LOCK_CLASS}, {DRAIN});
     IF cardinality(p_read) = 0 THEN
         {differing(2, "unnest(p_changed, p_bases)", "NO KEY UPDATE", changed)}
@@ -152,7 +154,7 @@ END"""
 
 
 _VOTE_ARGUMENTS = """p_changed bigint[], p_bases bigint[], p_stored bigint[], p_states bytea[], p_new bigint[],
-    p_new_states bytea[], p_read bigint[], p_read_tids bigint[], p_view bigint, p_in_table boolean"""
+    p_new_states bytea[], p_read bigint[], p_read_tids bigint[], p_view bigint, p_in_table boolean, p_timeout int"""
 _VOTE_RETURNS = "TABLE (kind int, zoid bigint, tid bigint, state bytea)"
 
 _FREE_VOTE = _vote("object_state", False, "DELETE FROM blob_chunk b WHERE b.zoid = ANY(p_changed);")
@@ -281,7 +283,9 @@ BEGIN
     PERFORM pg_advisory_xact_lock({LOCK_CLASS}, {OIDS});
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_range FROM zoid_seq;
     v_range := greatest(v_range, (greatest(p_least, (SELECT max(zoid) FROM $current)) + 15) / 16);
-    PERFORM setval('zoid_seq', v_range + (p_count + 15) / 16);
+    IF p_count > 0 THEN
+        PERFORM setval('zoid_seq', v_range + (p_count + 15) / 16);
+    END IF;
     RETURN v_range * 16 + 1;
 END"""
 

@@ -53,7 +53,12 @@ class Database:
     def expect_commits(self) -> None:
         """Have a session to commit with before it is asked for, where that saves time."""
         if self.adapter.opens_ahead and not self.options.read_only:
-            self.store_sessions.open_ahead(self.adapter.commit_steps.rehearse)
+            self.store_sessions.open_ahead(self._rehearse)
+
+    def _rehearse(self, session: Any) -> None:
+        self.adapter.commit_steps.rehearse(session)
+        # As many object ids as nobody would miss.
+        self.adapter.reserve_oids(session, 0)
 
     def open_load_session(self) -> Any:
         """Return a session that a storage reads with for as long as it lives."""

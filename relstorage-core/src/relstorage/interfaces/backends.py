@@ -28,7 +28,8 @@ class IAdapter(Interface):
     def reserve_oids(session, count, at_least=0):
         """Set a range of object ids aside that nobody else gets, and make that durable.
 
-        Every id returned is larger than any stored or reserved before, and larger than ``at_least``.
+        Every id returned is larger than any stored or reserved before, and larger than ``at_least``. Where the adapter
+        ``opens_ahead``, it is called once with a ``count`` of 0, which may set nothing aside.
         Must not be called within a transaction of ``session``. Return a ``range``.
         """
 

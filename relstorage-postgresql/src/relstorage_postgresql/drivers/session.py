@@ -45,7 +45,8 @@ Functions are asked, not the views over them, which a new process of the server 
 class PostgresSession:
     """One connection. A driver's session says how statements are executed.
 
-    Beside ``ISession`` there are ``batch`` and ``finish``, with which a commit saves round trips, and ``script``.
+    Beside ``ISession`` there are ``begin_commit``, ``batch`` and ``finish``, with which a commit saves time, and
+    ``script``.
     """
 
     def __init__(self, settings: SessionSettings, role: str):
@@ -119,6 +120,10 @@ class PostgresSession:
 
     def begin_write(self, timeout: float | None = None) -> None:
         self._begin(self.settings.begin_write(self.role, timeout))
+
+    def begin_commit(self) -> None:
+        """Start a transaction that writes and sets the time to wait for locks itself."""
+        self._begin(self.settings.begin_commit())
 
     def _begin(self, prelude: tuple[str, ...]) -> None:
         self._require_connection()

@@ -16,6 +16,7 @@ _DEFAULTS = {
     # The same for what was sent and is not confirmed, for which no keepalives are sent; in milliseconds.
     "tcp_user_timeout": "120000",
 }
+_BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,15 @@ class SessionSettings:
     def begin_write(self, role: str, timeout: float | None) -> tuple[str, ...]:
         """Return the statements that begin a transaction that writes."""
         limit = self.lock_timeout if timeout is None else timeout
-        statements = [
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-            f"SET LOCAL lock_timeout = {milliseconds(limit)}",
-        ]
+        statements = [_BEGIN_WRITE, f"SET LOCAL lock_timeout = {milliseconds(limit)}"]
         if role == "pack":
             # Its last transaction, which waits for the disk, makes the others durable too.
             statements.append("SET LOCAL synchronous_commit = off")
         return (*statements, *self.local())
+
+    def begin_commit(self) -> tuple[str, ...]:
+        """Return the statements that begin a transaction whose first one sets the time to wait for locks."""
+        return (_BEGIN_WRITE, *self.local())
 
     def local(self) -> tuple[str, ...]:
         """Return the statements without which a transaction would not find the tables."""
