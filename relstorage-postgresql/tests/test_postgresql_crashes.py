@@ -57,6 +57,10 @@ class Writer:
 
     def kill(self):
         assert self.process.poll() is None, "a writer ended by itself"
+        self.close()
+
+    def close(self):
+        """End it if it still runs."""
         self.process.kill()
         self._reader.join()
         self.process.wait()

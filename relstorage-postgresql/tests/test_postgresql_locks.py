@@ -69,7 +69,7 @@ def voters(database):
     yield start
     for each in started:
         each.process.send_signal(signal.SIGCONT)
-        each.kill()
+        each.close()
 
 
 def test_who_requires_what_the_other_changes_meets_no_deadlock(database):
