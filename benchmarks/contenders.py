@@ -111,7 +111,9 @@ class Place:
             self._cleanup.callback(subprocess.run, self._command(self._contender.after), check=False)
         if self._contender.server:
             self._start_server(self._contender.server)
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        # pip compiles what it installs, but not what is installed in place: the first process that imports that may.
+        unwanted = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+        environment = {key: value for key, value in os.environ.items() if key not in unwanted}
         log = self._cleanup.enter_context(self._log.open("wb"))
         self._process = subprocess.Popen(
             [self._contender.python, str(WORKER)],
